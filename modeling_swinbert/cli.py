@@ -1,0 +1,392 @@
+"""The `swinbert` command: one thin function for each subcommand.
+
+Only typer and rich are imported here; torch, transformers and the rest of this package are imported by the subcommand
+that needs them, so that help and usage errors come at once.
+"""
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    import torch
+
+VIDEO_SUFFIXES = {
+    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
+    *(".webm", ".wmv"),
+}
+BUNDLED_MODEL_NOTICE = (
+    "No --model was given: using the bundled demo, which knows moving shapes and nothing else. For real clips name a"
+    " GIT checkpoint of the Hub (--model microsoft/git-base-vatex), or a SwinBERT checkpoint that you hold, after"
+    " `swinbert convert`."
+)
+
+app = typer.Typer(
+    help="Video captioning with SwinBERT: a clip in, an English sentence out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class OutputFormat(str, Enum):
+    text = "text"
+    jsonl = "jsonl"
+
+
+class DType(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@app.command()
+def caption(
+    clips: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CLIP", help="Files, folders (searched recursively), globs, URLs; - reads a list from stdin."
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="SwinBERT or GIT model: a folder or a name on the Hub.")
+    ] = None,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="One line for each clip in this form.")
+    ] = OutputFormat.text,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Frames to sample; the model's own number if absent.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption from here.")] = None,
+    end: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption up to here.")] = None,
+    beams: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Width of the beam search; 1 is greedy.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Longest caption, in tokens, with [CLS] and [SEP].")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1...; auto is cuda where there is one.")
+    ] = "auto",
+    dtype: Annotated[
+        DType, typer.Option(help="auto is bfloat16 where the hardware computes in it, else float32.")
+    ] = DType.auto,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+    ] = None,
+):
+    """
+    Caption clips, one line on stdout for each.
+
+    As text a line is CLIP, a tab and the caption; where the only argument is one file or URL, it is the caption alone.
+    As jsonl a line is {"path", "caption", "score", "error"}. A clip that cannot be read is reported on stderr, the
+    others go on, and the exit code is 1.
+    """
+    if start is not None and end is not None and start >= end:
+        raise typer.BadParameter(f"--start {start:g} must be before --end {end:g}.")
+    found = list(_expand(clips))
+    generation = {"num_beams": beams, "max_length": max_length}
+    pipe = _load_pipeline(
+        model,
+        device=_device(device),
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        num_frames=num_frames,
+        **{name: value for name, value in generation.items() if value is not None},
+    )
+    alone = len(clips) == 1 and found == [(clips[0], None)]
+    num_failed = 0
+    with _captions_on_stdout(len(found)) as advance:
+        for clip, error in found:
+            result = {"path": clip, "caption": None, "score": None, "error": error}
+            if error is None:
+                result.update(_caption_one(pipe, clip, start, end))
+            if result["error"] is not None:
+                num_failed += 1
+                _say(f"{clip}: {result['error']}")
+            if output_format is OutputFormat.jsonl:
+                typer.echo(json.dumps(result))
+            elif result["error"] is None:
+                typer.echo(result["caption"] if alone else f"{clip}\t{result['caption']}")
+            advance()
+    if num_failed:
+        if len(found) > 1:
+            _say(f"{num_failed} of {len(found)} clips have no caption.")
+        raise typer.Exit(1)
+
+
+def _expand(arguments: Iterable[str], from_stdin: bool = False) -> Iterator[tuple[str, str | None]]:
+    """(clip, `None` or why it is none) for all that the arguments name, in their order; folders and globs sorted."""
+    for argument in arguments:
+        path = Path(argument)
+        if argument == "-" and not from_stdin:
+            yield from _expand((line.strip() for line in sys.stdin if line.strip()), from_stdin=True)
+        elif "://" in argument or path.is_file():
+            yield argument, None
+        elif path.is_dir():
+            inside = [str(file) for file in sorted(path.rglob("*")) if _is_video(file)]
+            yield from ((file, None) for file in inside)
+            if not inside:
+                yield argument, f"no video in this folder; looked for {' '.join(sorted(VIDEO_SUFFIXES))}"
+        elif glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True))
+            yield from _expand(matches, from_stdin=True)
+            if not matches:
+                yield argument, "no file matches this pattern"
+        else:
+            # The decoder says what is wrong with it.
+            yield argument, None
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _caption_one(pipe, clip: str, start: float | None, end: float | None) -> dict[str, Any]:
+    # Whatever is wrong with one clip, the others go on.
+    try:
+        (best, *_) = pipe({"video": clip, "start": start, "end": end})
+    except Exception as error:
+        return {"error": _reason(error)}
+    return {"caption": best["generated_text"], "score": best["score"]}
+
+
+@contextmanager
+def _captions_on_stdout(num_clips: int) -> Iterator:
+    """Gives a function that moves a progress bar: on stderr, where that is a terminal and there are many clips."""
+    for stream in (sys.stdout, sys.stderr):
+        # File names need not be valid text.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if num_clips < 2 or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("clips"))
+    # Captions that go to a file or a pipe must not pass through the terminal.
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()
+    ) as progress:
+        task = progress.add_task("Captioning", total=num_clips)
+        yield lambda: progress.advance(task)
+
+
+def bundled_model() -> Path:
+    """Folder of the checkpoint that is part of the package."""
+    return Path(str(resources.files("swinbert") / "checkpoints" / "moving-shapes"))
+
+
+def _load_pipeline(
+    model: str | None,
+    *,
+    device: "torch.device",
+    dtype: DType,
+    trust_remote_code: bool,
+    revision: str | None,
+    **parameters,
+):
+    """A `VideoCaptioningPipeline`; what keeps it from loading ends the command with one message."""
+    if model is None:
+        _say(BUNDLED_MODEL_NOTICE)
+        model = str(bundled_model())
+        if not Path(model, "config.json").is_file():
+            _fail(f"The bundled checkpoint is missing from {model}: install the package again, or name a --model.")
+    model = _model_folder_or_name(model)
+    with _quiet_transformers():
+        from transformers import pipeline
+
+        from swinbert.processing import VideoCaptioningPipeline
+
+        try:
+            return pipeline(
+                "video-captioning",
+                model=model,
+                # Ours, whatever pipeline code the model brings along.
+                pipeline_class=VideoCaptioningPipeline,
+                device=device,
+                dtype=_torch_dtype(dtype, device),
+                # `None` would ask on the terminal.
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+                **parameters,
+            )
+        except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+            _fail(f"Cannot load the model {model!r}: {_explain(error)}")
+
+
+def _model_folder_or_name(model: str) -> str:
+    path = Path(model).expanduser()
+    if path.is_file():
+        _fail(
+            f"--model {model} is a file; expected a model folder or a name on the Hub. A released SwinBERT checkpoint"
+            f" becomes a folder by `swinbert convert --checkpoint {model} --output DIR`."
+        )
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            _fail(f"--model {model} is a folder without config.json; expected one that `save_pretrained` wrote.")
+        return str(path)
+    if model.count("/") > 1 or model.startswith((".", "~", "/")) or os.sep != "/" and os.sep in model:
+        _fail(f"--model {model}: no such folder, and not a name on the Hub, which is OWNER/NAME.")
+    return model
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise typer.BadParameter(f"--device {name}: expected auto, cpu, cuda or cuda:NUMBER.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        _fail(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu.")
+    return device
+
+
+def _torch_dtype(dtype: DType, device: "torch.device") -> "torch.dtype":
+    import torch
+
+    if dtype is not DType.auto:
+        return getattr(torch, dtype.value)
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Without these instructions a CPU emulates bfloat16, several times slower than float32.
+        has_bfloat16 = device.type == "cpu" and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+@app.command()
+def info(
+    model: Annotated[str | None, typer.Argument(metavar="ID|DIR", help="The bundled demo if absent.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+    ] = None,
+):
+    """Show a model's configuration, number of parameters and, for SwinBERT, how sparse its attention mask is."""
+    name = _model_folder_or_name(str(bundled_model()) if model is None else model)
+    with _quiet_transformers():
+        from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+        import swinbert.processing  # noqa: F401  # makes our classes known to the Auto classes
+        from swinbert.conversion import mask_statistics
+
+        loading = {"trust_remote_code": trust_remote_code, "revision": revision}
+        try:
+            config = AutoConfig.from_pretrained(name, **loading)
+            captions = type(config) in AutoModelForImageTextToText._model_mapping
+            loaded = (AutoModelForImageTextToText if captions else AutoModel).from_pretrained(name, **loading)
+        except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+            _fail(f"Cannot load the model {name!r}: {_explain(error)}")
+    typer.echo(f"{name}: {type(loaded).__name__}, {loaded.num_parameters():,} parameters, {loaded.dtype}")
+    if config.model_type == "swinbert":
+        typer.echo(f"sparse mask ({config.sparse_mask}): {mask_statistics(loaded) or 'none'}")
+    typer.echo(config.to_json_string(), nl=False)
+
+
+@app.command("make-shapes")
+def make_shapes(
+    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that does not exist yet, or is empty.")],
+    train: Annotated[int, typer.Option(min=0, metavar="N", help="Clips to train on.")] = 6000,
+    validation: Annotated[int, typer.Option(min=0, metavar="N", help="Clips to validate on.")] = 200,
+    test: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Clips to test on, with combinations that training lacks.")
+    ] = 300,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same files.")] = 0,
+):
+    """Write a VideoFolder of short clips of moving shapes, each with several captions."""
+    with _missing_extra("train"):
+        from swinbert.training import moving_shapes
+    try:
+        folder = moving_shapes.make_shapes(output, train=train, validation=validation, test=test, seed=seed)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+    typer.echo(folder)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def train(context: typer.Context):
+    """Train a model; `swinbert train --help` lists the arguments of transformers' Trainer and ours."""
+    with _missing_extra("train"):
+        from swinbert.training.train import main as train_main
+    train_main(context.args)
+
+
+@contextmanager
+def _missing_extra(extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("swinbert"):
+            raise
+        _fail(f"This needs {error.name}, which is not installed: pip install 'swinbert[{extra}]'.")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and advice of the library around what the user asked for; its errors come as exceptions."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+
+
+def _explain(error: Exception) -> str:
+    """An exception of model loading in one paragraph, with what to do."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # transformers packs the tracebacks of its attempts into one message; the last line is the reason.
+    reason = lines[-1] if "Traceback (most recent call last):" in lines else " ".join(lines[:3])
+    if "trust_remote_code" in reason:
+        return f"{reason} Here that is --trust-remote-code: it runs the code of that repository."
+    if isinstance(error, OSError):
+        return f"{reason} A name on the Hub needs a network connection or an earlier download; a folder needs neither."
+    return reason or type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """The message of an exception on one line; without the name of the clip, which `VideoDecodeError` puts in front."""
+    return " ".join(str(getattr(error, "message", error)).split()) or type(error).__name__
+
+
+def _say(message: str) -> None:
+    print(f"swinbert: {message}", file=sys.stderr, flush=True)
+
+
+def _fail(message: str) -> NoReturn:
+    _say(message)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the `swinbert` command."""
+    app(prog_name="swinbert")
+
+
+if __name__ == "__main__":
+    main()
