@@ -233,11 +233,6 @@ class SwinBertConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        if self.max_caption_length > self.max_position_embeddings:
-            raise ValueError(
-                f"`max_caption_length` {self.max_caption_length} exceeds `max_position_embeddings`"
-                f" {self.max_position_embeddings}: shorten the captions or give the encoder more positions."
-            )
         grid = self.vision_config.output_grid
         if self.num_video_tokens != math.prod(grid):
             raise ValueError(

@@ -150,7 +150,9 @@ class VideoSwinWindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(config.hidden_dropout_prob)
         distances = [2 * side - 1 for side in self.window_size]
-        self.relative_position_bias_table = nn.Parameter(torch.empty(distances[0] * distances[1] * distances[2], num_heads))
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty(distances[0] * distances[1] * distances[2], num_heads)
+        )
         self.register_buffer("relative_position_index", relative_position_index(self.window_size), persistent=False)
 
     def position_bias(self, num_tokens: int) -> torch.Tensor:
@@ -181,15 +183,19 @@ class VideoSwinWindowAttention(nn.Module):
             batch, windows[0], window[0], windows[1], window[1], windows[2], window[2], 3, self.num_heads, self.head_dim
         )
         context = torch.empty_like(qkv[..., 0, :, :])
-        weights = hidden_states.new_empty(batch, *windows, self.num_heads, num_tokens, num_tokens) if output_attentions else None
+        weights = (
+            hidden_states.new_empty(batch, *windows, self.num_heads, num_tokens, num_tokens)
+            if output_attentions
+            else None
+        )
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         for (in_t, in_h, in_w), mask in window_kinds(shift, window, hidden_states.device):
             kind = qkv[:, in_t, :, in_h, :, in_w]
             grid_of_kind = (batch, kind.shape[1], kind.shape[3], kind.shape[5])
-            query, key, value = (
-                kind.permute(7, 0, 1, 3, 5, 8, 2, 4, 6, 9).reshape(3, -1, self.num_heads, num_tokens, self.head_dim)
+            query, key, value = kind.permute(7, 0, 1, 3, 5, 8, 2, 4, 6, 9).reshape(
+                3, -1, self.num_heads, num_tokens, self.head_dim
             )
             output, kind_weights = attention_interface(
                 self,
@@ -360,7 +366,9 @@ class VideoSwinModel(VideoSwinPreTrainedModel):
             last_hidden_state=self.norm(hidden_states).flatten(1, 3),  # (B, T, H, W, C) -> (B, N, C)
             hidden_states=tuple(grid.flatten(1, 3) for grid in stages) if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
-            reshaped_hidden_states=tuple(grid.permute(0, 4, 1, 2, 3) for grid in stages) if output_hidden_states else None,
+            reshaped_hidden_states=tuple(grid.permute(0, 4, 1, 2, 3) for grid in stages)
+            if output_hidden_states
+            else None,
         )
 
 
