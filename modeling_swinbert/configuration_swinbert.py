@@ -201,6 +201,9 @@ class SwinBertConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if not __name__.startswith("transformers_modules."):
+            # Where the package is installed, its own pipeline serves the task, and nobody has to trust remote code.
+            kwargs.pop("custom_pipelines", None)
         geometry = {name: kwargs.pop(name) for name in ("num_frames", "image_size") if name in kwargs}
         super().__post_init__(**kwargs)
         for name, value in geometry.items():

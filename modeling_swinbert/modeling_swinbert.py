@@ -10,6 +10,7 @@ Shapes: B texts, V clips (B is a multiple of V: caption i reads clip i // (B / V
 [MASK] tokens, N video tokens, P prefix tokens (context and video), D channels of a head.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,13 @@ KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 # Added to the score of a masked pair in the released code, and the factor of (1 - M) in the penalty form.
 _PENALTY = -10000.0
+_CUSTOM_PIPELINES = {
+    "video-captioning": {
+        "impl": "pipeline_swinbert.VideoCaptioningPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "multimodal",
+    }
+}
 # Initial mean of the mask's logits: M starts near 1, where the caption loss has a gradient in both forms.
 _INITIAL_MASK_LOGIT = 6.0
 
@@ -344,15 +352,28 @@ class SwinBertPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    # Auto classes that load this class from a saved folder.
+    _auto_classes: tuple[str, ...] = ()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, SparseVideoMask):
             init.normal_(module.weight, mean=_INITIAL_MASK_LOGIT, std=1.0)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
+        """As the library's, with all that `trust_remote_code=True` needs: it writes only one class and no pipeline itself."""
+        if self.is_remote_code():
+            auto_map = {name: f"modeling_swinbert.{type(self).__name__}" for name in self._auto_classes}
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
+            self.config.custom_pipelines = _CUSTOM_PIPELINES
+        return super().save_pretrained(save_directory, **kwargs)
+
 
 class SwinBertModel(SwinBertPreTrainedModel):
     """Clips and text in, fused text states out: backbone, projection, sparse mask and fusion encoder, without a head."""
+
+    _auto_classes = ("AutoModel",)
 
     def __init__(self, config: SwinBertConfig):
         super().__init__(config)
@@ -644,6 +665,7 @@ class SwinBertModel(SwinBertPreTrainedModel):
 class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixin):
     """SwinBERT with its language-modelling head: `forward` for training and scoring, `generate` for captions."""
 
+    _auto_classes = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     # Untied as released; with `tie_word_embeddings` the head reads the word embeddings.
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.word_embeddings.weight"}
 
