@@ -1,0 +1,23 @@
+"""Clips to tensors, captions to text. The transformers Auto classes know the processors once this is imported."""
+
+from transformers import AutoProcessor, AutoVideoProcessor
+
+from swinbert.configuration_swinbert import SwinBertConfig
+
+from .processing_swinbert import SwinBertProcessor
+from .video_decoding_swinbert import VideoDecodeError, VideoMetadata, decode_video, sample_indices
+from .video_processing_swinbert import SwinBertVideoProcessor
+
+AutoVideoProcessor.register(SwinBertConfig, SwinBertVideoProcessor, exist_ok=True)
+AutoProcessor.register(SwinBertConfig, SwinBertProcessor, exist_ok=True)
+SwinBertVideoProcessor.register_for_auto_class()
+SwinBertProcessor.register_for_auto_class()
+
+__all__ = [
+    "SwinBertProcessor",
+    "SwinBertVideoProcessor",
+    "VideoDecodeError",
+    "VideoMetadata",
+    "decode_video",
+    "sample_indices",
+]

@@ -1,0 +1,107 @@
+"""Clips and captions to the model's input, and its output back to captions: a video processor and a tokenizer."""
+
+from typing import Any
+
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+
+from .video_decoding_swinbert import decode_video  # noqa: F401 - named here, so that save_pretrained ships its file
+from .video_processing_swinbert import SwinBertVideoProcessorKwargs
+from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
+
+# What BERT's word pieces hold apart and English writes together, in the original's order. The one about "do not" is its own.
+_JOINED = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" do not", " don't"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+class SwinBertProcessorKwargs(ProcessingKwargs, total=False):
+    """Captions are padded to the longest of the call and cut to the tokenizer's `model_max_length` (or `max_length`)."""
+
+    videos_kwargs: SwinBertVideoProcessorKwargs
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+
+
+class SwinBertProcessor(ProcessorMixin):
+    r"""
+    A [`SwinBertVideoProcessor`] and a BERT tokenizer as one.
+
+    ```python
+    inputs = processor(videos="clip.mp4", return_tensors="pt")  # pixel_values_videos (B, T, C, H, W)
+    processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+    ```
+
+    Args:
+        video_processor ([`SwinBertVideoProcessor`]): what becomes of clips.
+        tokenizer (`PreTrainedTokenizerBase`): what becomes of captions: `[CLS] caption [SEP]`.
+    """
+
+    attributes = ["video_processor", "tokenizer"]
+    video_processor_class = "AutoVideoProcessor"
+    tokenizer_class = "AutoTokenizer"
+    valid_processor_kwargs = SwinBertProcessorKwargs
+
+    def __init__(self, video_processor: Any = None, tokenizer: Any = None, **kwargs):
+        super().__init__(video_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self,
+        images: None = None,
+        text: str | list[str] | None = None,
+        videos: Any = None,
+        audio: None = None,
+        **kwargs: Unpack[SwinBertProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Args:
+            text (`str` or `list[str]`, *optional*): captions, or the beginnings of captions.
+            videos (*optional*): one clip or a list of clips, see [`SwinBertVideoProcessor`].
+            kwargs: `start`, `end` (seconds, or lists with one for each clip), `num_frames`, `fps`, `frame_sampling` and the
+                rest of the video processor's; `max_length`, `padding`, `truncation` and the rest of the tokenizer's;
+                `return_tensors`, `return_metadata`.
+
+        Returns:
+            `BatchFeature` with `pixel_values_videos` (B, T, C, H, W) for `videos`, and `input_ids`, `token_type_ids` and
+            `attention_mask` (B, L) for `text`.
+
+        Raises:
+            VideoDecodeError: a clip cannot be used.
+            ValueError: neither `text` nor `videos` is given, or an image or audio is.
+        """
+        for name, value in (("images", images), ("audio", audio)):
+            if value is not None:
+                raise ValueError(
+                    f"{type(self).__name__} takes `videos` and `text`, not `{name}`; a picture is a clip too."
+                )
+        return super().__call__(text=text, videos=videos, **kwargs)
+
+    def decode(self, token_ids: Any, *args, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
+        """The tokenizer's `decode`; without special tokens, the caption as `post_process_caption` writes it."""
+        text = self.tokenizer.decode(token_ids, *args, skip_special_tokens=skip_special_tokens, **kwargs)
+        if not skip_special_tokens:
+            return text
+        return self.post_process_caption(text) if isinstance(text, str) else list(map(self.post_process_caption, text))
+
+    def batch_decode(self, sequences: Any, *args, skip_special_tokens: bool = False, **kwargs) -> list[str]:
+        """Captions of many sequences of token ids, (B, L), see `decode`."""
+        return [self.decode(ids, *args, skip_special_tokens=skip_special_tokens, **kwargs) for ids in sequences]
+
+    @staticmethod
+    def post_process_caption(text: str) -> str:
+        """Joins punctuation and contractions to their words, as the original writes its captions."""
+        for apart, joined in _JOINED:
+            text = text.replace(apart, joined)
+        return text.strip()
+
+
+__all__ = ["SwinBertProcessor"]
