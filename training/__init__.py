@@ -1,0 +1,1 @@
+"""Training and evaluation of video captioning models; needs the `train` extra (datasets, accelerate, pyyaml)."""

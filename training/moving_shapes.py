@@ -336,8 +336,8 @@ def make_shapes(
 ) -> Path:
     """Writes a VideoFolder of moving shapes: `<split>/<number>.mp4` and `metadata.jsonl`.
 
-    A line of `metadata.jsonl` has `file_name`, `split`, `captions` (four wordings of one content), `content` (its fields)
-    and `held_out` (the combinations that the training split lacks; empty outside the test split). The
+    A line of `metadata.jsonl` has `file_name`, `split`, `captions` (four wordings of one content), `content` (what they
+    say) and `held_out` (the combinations that the training split lacks; empty outside the test split). The
     same numbers and seed give the same bytes; a larger split begins with the clips of a smaller one.
 
     Args:

@@ -1,0 +1,118 @@
+"""Arguments of a training run: a YAML recipe, changed by the command line.
+
+swinbert train recipe.yaml --learning_rate 1e-4 --config.hidden_size 256
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id to fine-tune; by default a new model is made of `config`."}
+    )
+    config: str | None = field(
+        default=None,
+        metadata={"help": "JSON of fields of SwinBertConfig for a new model; change one by --config.NAME VALUE."},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer of a new model; by default its vocabulary is the words of the training captions."},
+    )
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(metadata={"help": "Folder of videos with metadata.jsonl, or Hub id of such a dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default="validation", metadata={"help": "Split to evaluate on, or none."})
+    keep_frames: bool = field(default=False, metadata={"help": "Decode each clip once and keep its sampled frames."})
+    max_shift: int = field(default=0, metadata={"help": "Augmentation: shift clips by up to so many pixels."})
+    captions_per_clip: int = field(default=1, metadata={"help": "Captions that share one encoded clip in a step."})
+    mask_prob: float = field(default=0.5, metadata={"help": "Share of a caption's tokens that is masked."})
+    max_masked_tokens: int = field(default=45, metadata={"help": "At most so many masked tokens in a caption."})
+    num_samples: int = field(default=4, metadata={"help": "Captions to print at every evaluation."})
+
+
+@dataclass
+class SwinBertTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the original's schedule and decay as defaults."""
+
+    output_dir: str | None = field(default="outputs", metadata={"help": "Where checkpoints and the model go."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of all but the backbone."})
+    backbone_lr_factor: float = field(default=0.05, metadata={"help": "The backbone's learning rate over the rest's."})
+    weight_decay: float = field(default=0.2, metadata={"help": "Weight decay of matrices (see trainer.py)."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of linear warm-up, or below 1 a share of all."})
+    seed: int = field(default=88, metadata={"help": "Seed of the whole run."})
+    torch_threads: int | None = field(default=None, metadata={"help": "Threads of a CPU run; by default torch's."})
+    # The collator needs what the model's forward pass does not.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this as it is."})
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, SwinBertTrainingArguments, dict]:
+    """
+    Args:
+        argv: perhaps the path of a recipe, then `--name value` for any argument, `--config.name value` for any field of
+            the model's configuration (`--config.vision_config.name value` for its backbone).
+
+    Returns:
+        The arguments of model, data and training, and the fields of the model's configuration.
+
+    Raises:
+        ValueError: the recipe has an argument that does not exist.
+        SystemExit: the command line has one.
+    """
+    argv, recipe = list(argv), {}
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        with open(argv.pop(0), encoding="utf-8") as file:
+            recipe = yaml.safe_load(file) or {}
+    argv, changes = _split_config(argv)
+    config = recipe.pop("config", None) or {}
+    parser = HfArgumentParser((ModelArguments, DataArguments, SwinBertTrainingArguments))
+    unknown = sorted(set(recipe) - {action.dest for action in parser._actions})
+    if unknown:
+        raise ValueError(f"The recipe has unknown arguments {unknown}; `swinbert train --help` lists all.")
+    model, data, training = parser.parse_args_into_dataclasses([*_as_argv(recipe), *argv], look_for_args_file=False)
+    if model.config:
+        config = json.loads(model.config)
+    for path, value in changes:
+        _set(config, path, value)
+    return model, data, training, config
+
+
+def _as_argv(recipe: dict[str, Any]) -> list[str]:
+    """The recipe as a command line, so that both are read by the same rules and the later one wins."""
+    argv: list[str] = []
+    for name, value in recipe.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        argv += [f"--{name}", *map(str, values)]
+    return argv
+
+
+def _split_config(argv: list[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
+    rest, changes = [], []
+    words = iter(argv)
+    for word in words:
+        if word.startswith("--config."):
+            name, equals, value = word.removeprefix("--config.").partition("=")
+            value = value if equals else next(words, None)
+            if value is None:
+                raise ValueError(f"{word} needs a value.")
+            changes.append((name.split("."), yaml.safe_load(value)))
+        else:
+            rest.append(word)
+    return rest, changes
+
+
+def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        config = config.setdefault(name, {})
+    config[path[-1]] = value

@@ -1,0 +1,111 @@
+"""From clips with captions to a batch: what is masked, what is predicted."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+def mask_caption(
+    input_ids: Sequence[int],
+    mask_token_id: int,
+    vocab_size: int,
+    mask_prob: float = 0.5,
+    max_masked_tokens: int = 45,
+    generator: Any = random,
+) -> tuple[list[int], list[int]]:
+    """
+    Masks a caption as the original SwinBERT does; with `random` seeded alike, it masks the very same tokens.
+
+    `round(mask_prob * length)` tokens are chosen (half to even, at least 1, at most `max_masked_tokens`, `length` counts
+    `[CLS]` and `[SEP]`), never `[CLS]`. A chosen token becomes `[MASK]` in 80%, a random token in 10%, and stays in 10%.
+
+    Args:
+        input_ids: `[CLS] caption [SEP]`, without padding.
+        generator: `random` or a `random.Random`.
+
+    Returns:
+        The masked ids, and the labels: the original ids where a token was chosen, -100 elsewhere.
+    """
+    masked, labels = list(input_ids), [-100] * len(input_ids)
+    candidates = list(range(1, len(input_ids)))
+    generator.shuffle(candidates)
+    count = min(max(round(mask_prob * len(input_ids)), 1), max_masked_tokens)
+    for position in sorted(candidates[:count]):
+        labels[position] = masked[position]
+        if generator.random() <= 0.8:
+            masked[position] = mask_token_id
+        elif generator.random() <= 0.5:
+            # The original draws up to and including `vocab_size`, which is no token.
+            masked[position] = generator.randrange(vocab_size)
+    return masked, labels
+
+
+@dataclass
+class CaptionCollator:
+    """
+    Makes a batch of what [`ClipDataset`] yields: V clips and `captions_per_clip` captions of each.
+
+    Args:
+        processor (`SwinBertProcessor`): preprocesses frames and tokenises captions.
+        objective (`str`): `"masked_lm"` masks captions (see `mask_caption`); `"causal_lm"` leaves them whole, and every
+            token is predicted from those before it.
+        max_caption_length (`int`): longer captions are cut, `[SEP]` kept.
+        captions_per_clip (`int`): how many captions, drawn without repetition as far as they go, share one encoded clip.
+        reproducible (`bool`): draw from the number of the clip instead of the global `random`, so that every evaluation
+            sees the same masks. (`Trainer` seeds `random` in each worker and restores it when it resumes.)
+
+    Returns:
+        `pixel_values_videos` (V, T, C, H, W); `input_ids`, `attention_mask`, `labels` (V * captions_per_clip, L), the
+        captions of a clip one after the other; `index` (V,), the numbers of the clips.
+    """
+
+    processor: Any
+    objective: str = "masked_lm"
+    max_caption_length: int = 50
+    mask_prob: float = 0.5
+    max_masked_tokens: int = 45
+    captions_per_clip: int = 1
+    reproducible: bool = False
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        rows, labels = [], []
+        for example in examples:
+            generator = random.Random(example["index"]) if self.reproducible else random
+            for caption in _draw(example["captions"], self.captions_per_clip, generator):
+                ids = tokenizer(caption, truncation=True, max_length=self.max_caption_length)["input_ids"]
+                if self.objective == "masked_lm":
+                    ids, predicted = mask_caption(
+                        ids, tokenizer.mask_token_id, len(tokenizer), self.mask_prob, self.max_masked_tokens, generator
+                    )
+                else:
+                    predicted = list(ids)
+                rows.append(ids)
+                labels.append(predicted)
+        videos = [example["frames"] for example in examples]
+        batch = self.processor.video_processor(videos, do_sample_frames=False, return_tensors="pt")
+        return {
+            # First, because `Trainer` counts clips by the first tensor.
+            "pixel_values_videos": batch["pixel_values_videos"],
+            "input_ids": _pad(rows, tokenizer.pad_token_id),
+            "attention_mask": _pad([[1] * len(row) for row in rows], 0),
+            "labels": _pad(labels, -100),
+            "index": torch.tensor([example["index"] for example in examples]),
+        }
+
+
+def _draw(captions: Sequence[str], count: int, generator: Any) -> list[str]:
+    """`count` captions, none twice before all have been drawn."""
+    drawn: list[str] = []
+    while len(drawn) < count:
+        drawn += generator.sample(captions, min(count - len(drawn), len(captions)))
+    return drawn
+
+
+def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    """(rows, longest row) int64."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

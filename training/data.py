@@ -1,0 +1,136 @@
+"""Folders of videos with captions, as datasets: read, decoded in the workers, kept in memory where that pays.
+
+The house format is a folder of videos with a `metadata.jsonl`, one line for each clip: `file_name`, `captions` (a list), and
+optionally `split`, `start` and `end` in seconds. Several lines may cut clips from one file. `datasets` knows it as a
+VideoFolder, so a dataset of the Hub can be named in the place of a folder.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import BertTokenizerFast
+
+
+def load_clips(dataset: str, split: str) -> datasets.Dataset:
+    """
+    The clips of one split, videos undecoded: columns `video` (`{"path", "bytes"}`), `captions` and what else there is.
+
+    Args:
+        dataset: a folder in the house format, or the id of such a dataset on the Hub.
+        split: its name, as in the column `split` where there is one, else as `datasets` finds it.
+
+    Raises:
+        FileNotFoundError: a folder without `metadata.jsonl`.
+        ValueError: no such split, or a clip without captions.
+    """
+    folder = Path(dataset)
+    if folder.is_dir():
+        clips = _read_folder(folder, split)
+    else:
+        clips = datasets.load_dataset(dataset, split=split)
+        clips = clips.cast_column("video", datasets.Video(decode=False))
+    if not len(clips):
+        raise ValueError(f"{dataset} has no clips in split {split!r}.")
+    if "captions" not in clips.column_names:
+        raise ValueError(f"{dataset} has no `captions`, only {clips.column_names}: name the column of captions so.")
+    for number, captions in enumerate(clips["captions"]):
+        if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
+            raise ValueError(f"Clip {number} of {dataset} ({split}): expected a list of captions, found {captions!r}.")
+    return clips
+
+
+def _read_folder(folder: Path, split: str) -> datasets.Dataset:
+    metadata = folder / "metadata.jsonl"
+    if not metadata.is_file():
+        raise FileNotFoundError(f"{folder} has no metadata.jsonl with `file_name` and `captions` of each clip.")
+    lines = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
+    splits = Counter(line.get("split", "train") for line in lines)
+    if split not in splits:
+        raise ValueError(f"{folder} has no split {split!r}, only {dict(splits)} clips.")
+    lines = [line for line in lines if line.get("split", "train") == split]
+    for line in lines:
+        line["video"] = {"path": str(folder / line["file_name"]), "bytes": None}
+    return datasets.Dataset.from_list(lines)
+
+
+def build_tokenizer(captions: Iterable[str]) -> BertTokenizerFast:
+    """A WordPiece tokenizer whose vocabulary is the words of `captions`, most frequent first, then letters and digits, by
+    which any other word is spelt."""
+    splitter = BertTokenizerFast(vocab={"[UNK]": 0}).backend_tokenizer
+    words: Counter[str] = Counter()
+    for caption in captions:
+        text = splitter.normalizer.normalize_str(caption)
+        words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(text))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    by_frequency = sorted(words, key=lambda word: (-words[word], word))
+    vocabulary = dict.fromkeys([*special, *by_frequency, *",.'-", *characters, *(f"##{each}" for each in characters)])
+    return BertTokenizerFast(vocab={word: number for number, word in enumerate(vocabulary)})
+
+
+class ClipDataset(torch.utils.data.Dataset):
+    """
+    Clips as `{"frames": uint8 (T, H, W, C), "captions": [...], "index": int}`.
+
+    Args:
+        clips: what `load_clips` returns.
+        video_processor: samples and decodes.
+        keep_frames: decode each clip once and keep its sampled frames in a temporary file that is mapped into memory and
+            shared with the workers. For small frames; they must all have one size.
+        max_shift: shift a clip by up to so many pixels down or up and right or left, the same for all its frames; what comes
+            in repeats the edge. An augmentation that keeps what a caption says.
+    """
+
+    def __init__(self, clips: datasets.Dataset, video_processor: Any, keep_frames: bool = False, max_shift: int = 0):
+        self.clips = clips
+        self.video_processor = video_processor
+        self.max_shift = max_shift
+        self._kept = self._is_kept = None
+        if keep_frames:
+            shape = (len(clips), *self._decode(0).shape)
+            # Deleted by the system once no process maps them.
+            with tempfile.TemporaryFile() as frames, tempfile.TemporaryFile() as flags:
+                self._kept = np.memmap(frames, dtype=np.uint8, mode="w+", shape=shape)
+                self._is_kept = np.memmap(flags, dtype=np.bool_, mode="w+", shape=shape[:1])
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        frames = self._frames(index)
+        if self.max_shift:
+            frames = shift_clip(frames, *np.random.randint(-self.max_shift, self.max_shift + 1, 2))
+        return {"frames": frames, "captions": self.clips[index]["captions"], "index": index}
+
+    def _frames(self, index: int) -> np.ndarray:
+        if self._kept is None or self._is_kept is None:
+            return self._decode(index)
+        if not self._is_kept[index]:
+            frames = self._decode(index)
+            if frames.shape != self._kept.shape[1:]:
+                raise ValueError(
+                    f"Clip {index} has frames {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of several"
+                    " sizes cannot be kept, set `keep_frames` to false."
+                )
+            self._kept[index] = frames
+            self._is_kept[index] = True
+        return self._kept[index]
+
+    def _decode(self, index: int) -> np.ndarray:
+        clip = self.clips[index]
+        source = clip["video"]["bytes"] or clip["video"]["path"]
+        return self.video_processor.load_frames(source, start=clip.get("start"), end=clip.get("end"))[0]
+
+
+def shift_clip(frames: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Frames (T, H, W, C), shifted; what comes in repeats the edge."""
+    rows = np.clip(np.arange(frames.shape[1]) - down, 0, frames.shape[1] - 1)
+    columns = np.clip(np.arange(frames.shape[2]) - right, 0, frames.shape[2] - 1)
+    return frames[:, rows[:, None], columns]

@@ -1,0 +1,90 @@
+"""`Trainer`, but for what differs: the optimiser's groups, evaluation by generation, and the losses that are logged."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+# Any part of a name that keeps a parameter from weight decay. As in the original, the normalisations of the backbone
+# (`norm1`, ...) and the sparse mask decay, its table of relative positions (`..._bias_table`) does not.
+_NO_DECAY = ("bias", "LayerNorm.weight")
+
+
+class VideoCaptioningTrainer(Trainer):
+    """
+    Trains and evaluates a [`SwinBertForVideoCaptioning`] on batches of a [`CaptionCollator`].
+
+    At evaluation, captions are generated: `compute_metrics` gets their ids as `predictions` and the numbers of the clips as
+    `label_ids`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._caption_losses: list[torch.Tensor] = []
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW on four groups: backbone and the rest, with and without weight decay; the backbone's rate is a share."""
+        if self.optimizer is None:
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            self.optimizer = cls(self.parameter_groups(model or self.model), **kwargs)
+        return self.optimizer
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                key = ("video_encoder." in name, not any(part in name for part in _NO_DECAY))
+                groups.setdefault(key, []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr": self.args.learning_rate * (self.args.backbone_lr_factor if backbone else 1.0),
+                "weight_decay": self.args.weight_decay if decays else 0.0,
+            }
+            for (backbone, decays), parameters in groups.items()
+        ]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != "index"}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            self._caption_losses.append(outputs["caption_loss"].detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As `Trainer`'s, with one caption of each clip, masked alike every time."""
+        collator = self.data_collator
+        self.data_collator = dataclasses.replace(collator, captions_per_clip=1, reproducible=True)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss of the masked captions, ids generated from the clips alone (V, L), numbers of the clips (V,)."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+            if prediction_loss_only:
+                return loss.detach(), None, None
+            generated = self.accelerator.unwrap_model(model).generate(pixel_values_videos=inputs["pixel_values_videos"])
+        return loss.detach(), generated, inputs["index"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what the total loss is made of, and how sparse the mask is."""
+        if self._caption_losses and "loss" in logs:
+            losses = torch.stack(self._caption_losses) * self.args.gradient_accumulation_steps
+            logs["caption_loss"] = round(losses.mean().item(), 4)
+            self._caption_losses.clear()
+        mask = getattr(self.accelerator.unwrap_model(self.model).model, "sparse_mask", None)
+        if mask is not None and ("loss" in logs or "eval_loss" in logs):
+            values = mask.soft_values().detach()
+            prefix = "eval_" if "eval_loss" in logs else ""
+            logs[f"{prefix}sparsity_loss"] = round(values.mean().item(), 4)
+            logs[f"{prefix}mask_below_half"] = round((values < 0.5).float().mean().item(), 4)
+            if prefix:
+                weighted = self.model.config.sparsity_loss_weight * logs["eval_sparsity_loss"]
+                logs["eval_caption_loss"] = round(logs["eval_loss"] - weighted, 4)
+        super().log(logs, start_time)
