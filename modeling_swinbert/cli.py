@@ -208,26 +208,26 @@ def _load_pipeline(
         if not Path(model, "config.json").is_file():
             _fail(f"The bundled checkpoint is missing from {model}: install the package again, or name a --model.")
     model = _model_folder_or_name(model)
-    with _quiet_transformers():
-        from transformers import pipeline
+    _quiet_transformers()
+    from transformers import pipeline
 
-        from swinbert.processing import VideoCaptioningPipeline
+    from swinbert.processing import VideoCaptioningPipeline
 
-        try:
-            return pipeline(
-                "video-captioning",
-                model=model,
-                # Ours, whatever pipeline code the model brings along.
-                pipeline_class=VideoCaptioningPipeline,
-                device=device,
-                dtype=_torch_dtype(dtype, device),
-                # `None` would ask on the terminal.
-                trust_remote_code=trust_remote_code,
-                revision=revision,
-                **parameters,
-            )
-        except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-            _fail(f"Cannot load the model {model!r}: {_explain(error)}")
+    try:
+        return pipeline(
+            "video-captioning",
+            model=model,
+            # Ours, whatever pipeline code the model brings along.
+            pipeline_class=VideoCaptioningPipeline,
+            device=device,
+            dtype=_torch_dtype(dtype, device),
+            # `None` would ask on the terminal.
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            **parameters,
+        )
+    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        _fail(f"Cannot load the model {model!r}: {_explain(error)}")
 
 
 def _model_folder_or_name(model: str) -> str:
@@ -287,23 +287,57 @@ def info(
 ):
     """Show a model's configuration, number of parameters and, for SwinBERT, how sparse its attention mask is."""
     name = _model_folder_or_name(str(bundled_model()) if model is None else model)
-    with _quiet_transformers():
-        from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+    _quiet_transformers()
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
-        import swinbert.processing  # noqa: F401  # makes our classes known to the Auto classes
-        from swinbert.conversion import mask_statistics
+    import swinbert.processing  # noqa: F401  # makes our classes known to the Auto classes
+    from swinbert.conversion import mask_statistics
 
-        loading = {"trust_remote_code": trust_remote_code, "revision": revision}
-        try:
-            config = AutoConfig.from_pretrained(name, **loading)
-            captions = type(config) in AutoModelForImageTextToText._model_mapping
-            loaded = (AutoModelForImageTextToText if captions else AutoModel).from_pretrained(name, **loading)
-        except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-            _fail(f"Cannot load the model {name!r}: {_explain(error)}")
+    loading = {"trust_remote_code": trust_remote_code, "revision": revision}
+    try:
+        config = AutoConfig.from_pretrained(name, **loading)
+        captions = type(config) in AutoModelForImageTextToText._model_mapping
+        loaded = (AutoModelForImageTextToText if captions else AutoModel).from_pretrained(name, **loading)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        _fail(f"Cannot load the model {name!r}: {_explain(error)}")
     typer.echo(f"{name}: {type(loaded).__name__}, {loaded.num_parameters():,} parameters, {loaded.dtype}")
     if config.model_type == "swinbert":
         typer.echo(f"sparse mask ({config.sparse_mask}): {mask_statistics(loaded) or 'none'}")
     typer.echo(config.to_json_string(), nl=False)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="model.bin of SwinBERT, or a Swin's weights.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder that does not exist yet, or is empty.")],
+    args: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="args.json of the training; looked for beside the checkpoint.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="Looked for beside the checkpoint, then bert-base-uncased.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Configuration field that cannot be read off; repeatable."),
+    ] = None,
+):
+    """
+    Convert a released checkpoint to a folder that from_pretrained loads.
+
+    Takes SwinBERT captioning models, Video Swin backbones (mmaction, torchvision) and 2D Swin image models (timm),
+    which are inflated to video.
+    """
+    _quiet_transformers()
+    from swinbert.conversion import ConversionError, parse_overrides
+    from swinbert.conversion import convert as convert_any
+
+    try:
+        report = convert_any(
+            checkpoint, output, args=args, tokenizer=tokenizer, overrides=parse_overrides(overrides or [])
+        )
+    except (ConversionError, OSError) as error:
+        _fail(str(error))
+    typer.echo(report)
 
 
 @app.command("make-shapes")
@@ -347,14 +381,12 @@ def _missing_extra(extra: str) -> Iterator[None]:
         _fail(f"This needs {error.name}, which is not installed: pip install 'swinbert[{extra}]'.")
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def _quiet_transformers() -> None:
     """No progress bars and advice of the library around what the user asked for; its errors come as exceptions."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    yield
 
 
 def _explain(error: Exception) -> str:

@@ -16,7 +16,9 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .video_decoding_swinbert import decode_video
+from .video_decoding_swinbert import decode_video  # noqa: F401 - named here, so that the Hub's loader finds its file
+from .video_processing_swinbert import SwinBertVideoProcessor
+from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
 
 logger = logging.get_logger(__name__)
 
@@ -194,11 +196,13 @@ class VideoCaptioningPipeline(Pipeline):
                 "This GIT model was trained on single images: each clip is captioned by its middle frame. The"
                 " models whose names end in -vatex see six frames."
             )
-            frames, _ = decode_video(video, num_frames=3, **wanted)
-            frames = frames[1:2]
-        else:
-            frames, _ = decode_video(video, num_frames=limit if num_frames is None else num_frames, **wanted)
-        pixels = self.processor(images=list(frames), return_tensors="pt").pixel_values
+            wanted["frame_sampling"] = "round"  # of which a single frame is the middle
+        # Ours reads and samples every kind of clip; what is done to the pixels is for GIT's own processor to say.
+        reader = SwinBertVideoProcessor(do_resize=False, do_center_crop=False, do_normalize=False, rescale_factor=1.0)
+        num_frames = (limit or 1) if num_frames is None else num_frames
+        clip = reader(video, num_frames=num_frames, return_tensors="pt", **wanted).pixel_values_videos
+        frames = list(clip[0].round().to(torch.uint8))
+        pixels = self.processor(images=frames, return_tensors="pt").pixel_values
         # GIT's two image processors differ: one returns a batch of images, the other a batch of videos.
         pixels = pixels.reshape(1, len(frames), *pixels.shape[-3:])
         return {"pixel_values": pixels[:, 0] if limit is None else pixels}
@@ -257,6 +261,10 @@ def _unpack(clip) -> tuple[Any, dict[str, Any]]:
                 f" `path`; got the keys {sorted(map(str, clip))}."
             )
         clip = clip["path"] if clip.get("bytes") is None else clip["bytes"]
+    if not _is_clip(clip) and (hasattr(clip, "shape") or isinstance(clip, (list, tuple)) and len(clip)):
+        raise ValueError(
+            "Expected one clip, got several: give `video` in a dictionary, and every entry of a list, one."
+        )
     return clip, own
 
 
