@@ -19,8 +19,9 @@ def mask_caption(
     """
     Masks a caption as the original SwinBERT does; with `random` seeded alike, it masks the very same tokens.
 
-    `round(mask_prob * length)` tokens are chosen (half to even, at least 1, at most `max_masked_tokens`, `length` counts
-    `[CLS]` and `[SEP]`), never `[CLS]`. A chosen token becomes `[MASK]` in 80%, a random token in 10%, and stays in 10%.
+    `round(mask_prob * length)` tokens are chosen (half to even; at least 1, at most `max_masked_tokens`; `length`
+    counts `[CLS]` and `[SEP]`), never `[CLS]`. A chosen token becomes `[MASK]` in 80%, a random token in 10%, and
+    stays in 10%.
 
     Args:
         input_ids: `[CLS] caption [SEP]`, without padding.
@@ -53,7 +54,8 @@ class CaptionCollator:
         objective (`str`): `"masked_lm"` masks captions (see `mask_caption`); `"causal_lm"` leaves them whole, and every
             token is predicted from those before it.
         max_caption_length (`int`): longer captions are cut, `[SEP]` kept.
-        captions_per_clip (`int`): how many captions, drawn without repetition as far as they go, share one encoded clip.
+        captions_per_clip (`int`): how many captions share one encoded clip, drawn without repetition if there are
+            enough.
         reproducible (`bool`): draw from the number of the clip instead of the global `random`, so that every evaluation
             sees the same masks. (`Trainer` seeds `random` in each worker and restores it when it resumes.)
 

@@ -1,8 +1,8 @@
 """Folders of videos with captions, as datasets: read, decoded in the workers, kept in memory where that pays.
 
-The house format is a folder of videos with a `metadata.jsonl`, one line for each clip: `file_name`, `captions` (a list), and
-optionally `split`, `start` and `end` in seconds. Several lines may cut clips from one file. `datasets` knows it as a
-VideoFolder, so a dataset of the Hub can be named in the place of a folder.
+The house format is a folder of videos with `metadata.jsonl`, one line for each clip: `file_name`, `captions` (a list),
+and optionally `split`, `start` and `end` in seconds. Several lines may cut clips from one file. `datasets` knows it as
+a VideoFolder, so a dataset of the Hub can be named in the place of a folder.
 """
 
 import json
@@ -61,8 +61,8 @@ def _read_folder(folder: Path, split: str) -> datasets.Dataset:
 
 
 def build_tokenizer(captions: Iterable[str]) -> BertTokenizerFast:
-    """A WordPiece tokenizer whose vocabulary is the words of `captions`, most frequent first, then letters and digits, by
-    which any other word is spelt."""
+    """A WordPiece tokenizer whose vocabulary is the words of `captions`, most frequent first, then letters and digits,
+    by which any other word is spelt."""
     splitter = BertTokenizerFast(vocab={"[UNK]": 0}).backend_tokenizer
     words: Counter[str] = Counter()
     for caption in captions:
@@ -82,10 +82,10 @@ class ClipDataset(torch.utils.data.Dataset):
     Args:
         clips: what `load_clips` returns.
         video_processor: samples and decodes.
-        keep_frames: decode each clip once and keep its sampled frames in a temporary file that is mapped into memory and
-            shared with the workers. For small frames; they must all have one size.
-        max_shift: shift a clip by up to so many pixels down or up and right or left, the same for all its frames; what comes
-            in repeats the edge. An augmentation that keeps what a caption says.
+        keep_frames: decode each clip once and keep its sampled frames in a temporary file that is mapped into memory
+            and shared with the workers. For small frames; they must all have one size.
+        max_shift: shift a clip by up to so many pixels down or up and right or left, the same for all its frames; what
+            comes in repeats the edge. An augmentation that keeps what a caption says.
     """
 
     def __init__(self, clips: datasets.Dataset, video_processor: Any, keep_frames: bool = False, max_shift: int = 0):
@@ -116,8 +116,8 @@ class ClipDataset(torch.utils.data.Dataset):
             frames = self._decode(index)
             if frames.shape != self._kept.shape[1:]:
                 raise ValueError(
-                    f"Clip {index} has frames {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of several"
-                    " sizes cannot be kept, set `keep_frames` to false."
+                    f"Clip {index} has frames {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of"
+                    " several sizes cannot be kept, set `keep_frames` to false."
                 )
             self._kept[index] = frames
             self._is_kept[index] = True

@@ -16,8 +16,8 @@ class VideoCaptioningTrainer(Trainer):
     """
     Trains and evaluates a [`SwinBertForVideoCaptioning`] on batches of a [`CaptionCollator`].
 
-    At evaluation, captions are generated: `compute_metrics` gets their ids as `predictions` and the numbers of the clips as
-    `label_ids`.
+    At evaluation, captions are generated: `compute_metrics` gets their ids as `predictions` and the numbers of the
+    clips as `label_ids`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -25,7 +25,7 @@ class VideoCaptioningTrainer(Trainer):
         self._caption_losses: list[torch.Tensor] = []
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW on four groups: backbone and the rest, with and without weight decay; the backbone's rate is a share."""
+        """AdamW on four groups: backbone and rest, with and without weight decay; the backbone's rate is a share."""
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             self.optimizer = cls(self.parameter_groups(model or self.model), **kwargs)
