@@ -122,10 +122,11 @@ class SparseVideoMask(nn.Module):
 
     def bias(self) -> torch.Tensor:
         """(N, N) float32 to add to attention scores: (1 - M) * -10000 as penalty, log M as gate."""
-        mask = self.values()
         if self.config.sparse_mask_form == "penalty":
-            return (1.0 - mask) * _PENALTY
-        return mask.clamp_min(torch.finfo(mask.dtype).tiny).log()
+            return (1.0 - self.values()) * _PENALTY
+        if self.config.sparse_mask == "hard":
+            return self.values().log()  # 0 and -inf; the diagonal keeps every row alive
+        return F.logsigmoid(self.weight.float()).fill_diagonal_(0.0)
 
     def sparsity_loss(self) -> torch.Tensor:
         """Mean over all N * N entries of the soft mask with a diagonal of zeros (equation 2)."""
@@ -195,7 +196,7 @@ class SwinBertSelfAttention(nn.Module):
         prefix_value: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         num_masks: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """
         (B, L + K, hidden_size) -> output of the same shape, attention weights if computed, and this call's keys and values.
 
@@ -204,7 +205,7 @@ class SwinBertSelfAttention(nn.Module):
         """
         batch, length = hidden_states.shape[:2]
         query = self._heads(self.query(hidden_states))
-        own = key, value = self.key_values(hidden_states)
+        own_key, own_value = key, value = self.key_values(hidden_states)
         if past_key_values is not None:
             tokens = length - num_masks
             cached_key, cached_value = past_key_values.update(key[:, :, :tokens], value[:, :, :tokens], self.layer_idx)
@@ -234,7 +235,7 @@ class SwinBertSelfAttention(nn.Module):
         if weights is not None and clips != batch:
             weights = _ungroup_weights(weights, batch, prefix_key.shape[2])
         # (V, B / V * length, heads, D) -> (B, length, hidden_size)
-        return output.reshape(batch, length, -1), weights, own
+        return output.reshape(batch, length, -1), weights, own_key, own_value
 
 
 def _group_by_clip(states: torch.Tensor, clips: int) -> torch.Tensor:
@@ -302,15 +303,15 @@ class SwinBertLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         num_masks: int = 0,
         key_values_only: bool = False,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """As [`SwinBertSelfAttention`]; `key_values_only` stops at the keys and values, where nobody reads the output."""
         if key_values_only:
-            return None, None, self.attention.self.key_values(hidden_states)
-        context, weights, key_values = self.attention.self(
+            return None, None, *self.attention.self.key_values(hidden_states)
+        context, weights, key, value = self.attention.self(
             hidden_states, attention_mask, prefix_key, prefix_value, past_key_values, num_masks
         )
         hidden_states = self.attention.output(context, hidden_states)
-        return self.output(self.intermediate(hidden_states), hidden_states), weights, key_values
+        return self.output(self.intermediate(hidden_states), hidden_states), weights, key, value
 
 
 class SwinBertEncoder(nn.Module):
@@ -461,8 +462,8 @@ class SwinBertModel(SwinBertPreTrainedModel):
             # The last layer's output is read by nobody: keys and values suffice, unless all states are asked for.
             is_last = index + 1 == len(self.encoder.layer)
             key_values_only = is_last and not (output_hidden_states or output_attentions)
-            hidden_states, weights, layer_key_values = layer(hidden_states, bias, key_values_only=key_values_only)
-            key_values.append(layer_key_values)
+            hidden_states, weights, key, value = layer(hidden_states, bias, key_values_only=key_values_only)
+            key_values.append((key, value))
             all_hidden_states.append(hidden_states)
             all_attentions.append(weights)
         return SwinBertVideoOutput(
@@ -540,14 +541,15 @@ class SwinBertModel(SwinBertPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        use_cache = use_cache if use_cache is not None else self.config.use_cache
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
 
         if video_key_values is None and pixel_values_videos is not None:
             video_key_values = self.encode_video(
                 pixel_values_videos, context_ids, context_attention_mask, context_token_type_ids
             ).video_key_values
 
-        if use_cache and past_key_values is None and not (self.training and self.is_gradient_checkpointing):
+        if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -577,7 +579,7 @@ class SwinBertModel(SwinBertPreTrainedModel):
         all_hidden_states, all_attentions = [hidden_states], []
         for index, layer in enumerate(self.encoder.layer):
             prefix_key, prefix_value = video_key_values[index] if video_key_values is not None else (None, None)
-            hidden_states, weights, _ = layer(
+            hidden_states, weights, _, _ = layer(
                 hidden_states, text_mask, prefix_key, prefix_value, past_key_values=past_key_values, num_masks=num_masks
             )
             if output_hidden_states:
