@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -102,15 +103,17 @@ def caption(
         raise typer.BadParameter(f"--start {start:g} must be before --end {end:g}.")
     found = list(_expand(clips))
     generation = {"num_beams": beams, "max_length": max_length}
-    pipe = _load_pipeline(
-        model,
-        device=_device(device),
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        revision=revision,
-        num_frames=num_frames,
-        **{name: value for name, value in generation.items() if value is not None},
-    )
+    pipe = None
+    if any(error is None for _, error in found):
+        pipe = _load_pipeline(
+            model,
+            device=_device(device),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            num_frames=num_frames,
+            **{name: value for name, value in generation.items() if value is not None},
+        )
     alone = len(clips) == 1 and found == [(clips[0], None)]
     num_failed = 0
     with _captions_on_stdout(len(found)) as advance:
@@ -151,8 +154,7 @@ def _expand(arguments: Iterable[str], from_stdin: bool = False) -> Iterator[tupl
             if not matches:
                 yield argument, "no file matches this pattern"
         else:
-            # The decoder says what is wrong with it.
-            yield argument, None
+            yield argument, "there is no such file"
 
 
 def _is_video(path: Path) -> bool:
@@ -203,10 +205,10 @@ def _load_pipeline(
 ):
     """A `VideoCaptioningPipeline`; what keeps it from loading ends the command with one message."""
     if model is None:
-        _say(BUNDLED_MODEL_NOTICE)
         model = str(bundled_model())
         if not Path(model, "config.json").is_file():
             _fail(f"The bundled checkpoint is missing from {model}: install the package again, or name a --model.")
+        _say(BUNDLED_MODEL_NOTICE)
     model = _model_folder_or_name(model)
     _quiet_transformers()
     from transformers import pipeline
@@ -227,7 +229,7 @@ def _load_pipeline(
             **parameters,
         )
     except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        _fail(f"Cannot load the model {model!r}: {_explain(error)}")
+        _fail(f"Cannot use the model {model!r}: {_explain(error)}")
 
 
 def _model_folder_or_name(model: str) -> str:
@@ -299,7 +301,7 @@ def info(
         captions = type(config) in AutoModelForImageTextToText._model_mapping
         loaded = (AutoModelForImageTextToText if captions else AutoModel).from_pretrained(name, **loading)
     except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        _fail(f"Cannot load the model {name!r}: {_explain(error)}")
+        _fail(f"Cannot use the model {name!r}: {_explain(error)}")
     typer.echo(f"{name}: {type(loaded).__name__}, {loaded.num_parameters():,} parameters, {loaded.dtype}")
     if config.model_type == "swinbert":
         typer.echo(f"sparse mask ({config.sparse_mask}): {mask_statistics(loaded) or 'none'}")
@@ -382,11 +384,14 @@ def _missing_extra(extra: str) -> Iterator[None]:
 
 
 def _quiet_transformers() -> None:
-    """No progress bars and advice of the library around what the user asked for; its errors come as exceptions."""
+    """No progress bars and advice of libraries around what was asked for; our own warnings, of a clip, are one line."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", module=r"swinbert\.")
+    warnings.showwarning = lambda message, *_: _say(str(message))
 
 
 def _explain(error: Exception) -> str:

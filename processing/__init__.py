@@ -4,6 +4,7 @@ from transformers import AutoProcessor, AutoVideoProcessor
 
 from swinbert.configuration_swinbert import SwinBertConfig
 
+from .pipeline_swinbert import VideoCaptioningPipeline, register_pipeline
 from .processing_swinbert import SwinBertProcessor
 from .video_decoding_swinbert import VideoDecodeError, VideoMetadata, decode_video, sample_indices
 from .video_processing_swinbert import SwinBertVideoProcessor
@@ -12,10 +13,12 @@ AutoVideoProcessor.register(SwinBertConfig, SwinBertVideoProcessor, exist_ok=Tru
 AutoProcessor.register(SwinBertConfig, SwinBertProcessor, exist_ok=True)
 SwinBertVideoProcessor.register_for_auto_class()
 SwinBertProcessor.register_for_auto_class()
+register_pipeline()
 
 __all__ = [
     "SwinBertProcessor",
     "SwinBertVideoProcessor",
+    "VideoCaptioningPipeline",
     "VideoDecodeError",
     "VideoMetadata",
     "decode_video",

@@ -8,6 +8,7 @@ import collections.abc
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -185,7 +186,7 @@ class VideoCaptioningPipeline(Pipeline):
             )
 
     def _read_for_swinbert(self, video, **wanted) -> dict[str, torch.Tensor]:
-        return dict(self.processor(videos=video, return_tensors="pt", **wanted))
+        return dict(self.processor.video_processor(video, return_tensors="pt", **wanted))
 
     def _read_for_git(self, video, num_frames: int | None = None, **wanted) -> dict[str, torch.Tensor]:
         """`pixel_values` (1, T, C, H, W); (1, C, H, W) of the middle frame for a model that was trained on images."""
@@ -212,16 +213,20 @@ class VideoCaptioningPipeline(Pipeline):
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
+def _is_array(item) -> bool:
+    return isinstance(item, (np.ndarray, torch.Tensor))
+
+
 def _is_image(item) -> bool:
-    return isinstance(item, Image.Image) or len(getattr(item, "shape", (0,) * 9)) <= 3
+    return isinstance(item, Image.Image) or (_is_array(item) and item.ndim <= 3)
 
 
 def _is_clip(inputs) -> bool:
     """Whether `inputs` is one clip, as `VideoCaptioningPipeline` describes it, rather than many."""
     if isinstance(inputs, (list, tuple)):
         return len(inputs) > 0 and all(map(_is_image, inputs))
-    if hasattr(inputs, "shape"):
-        return len(inputs.shape) <= 4
+    if _is_array(inputs):
+        return inputs.ndim <= 4
     single = (str, os.PathLike, bytes, bytearray, memoryview, collections.abc.Mapping, Image.Image)
     return isinstance(inputs, single) or hasattr(inputs, "read") or hasattr(inputs, "_hf_encoded")
 
@@ -232,7 +237,7 @@ def _is_empty(inputs) -> bool:
 
 def _as_many(inputs):
     """Many clips in a form that transformers iterates over: a list, a `torch` dataset or a generator."""
-    if isinstance(inputs, tuple) or hasattr(inputs, "shape"):
+    if isinstance(inputs, tuple) or _is_array(inputs):
         return list(inputs)
     if isinstance(inputs, (list, Dataset)):
         return inputs
@@ -261,7 +266,7 @@ def _unpack(clip) -> tuple[Any, dict[str, Any]]:
                 f" `path`; got the keys {sorted(map(str, clip))}."
             )
         clip = clip["path"] if clip.get("bytes") is None else clip["bytes"]
-    if not _is_clip(clip) and (hasattr(clip, "shape") or isinstance(clip, (list, tuple)) and len(clip)):
+    if not _is_clip(clip) and (_is_array(clip) or isinstance(clip, (list, tuple)) and len(clip)):
         raise ValueError(
             "Expected one clip, got several: give `video` in a dictionary, and every entry of a list, one."
         )

@@ -173,7 +173,7 @@ def test_model_that_cannot_be_fetched_is_one_message(command, folder, monkeypatc
     for arguments in (("caption", folder / "b.mp4", "--model", "some/name"), ("info", "some/name")):
         result = command(*arguments)
         assert result.exit_code == 1 and result.stdout == ""
-        assert result.stderr.startswith("swinbert: Cannot load the model 'some/name': ")
+        assert result.stderr.startswith("swinbert: Cannot use the model 'some/name': ")
         assert "network connection" in result.stderr and "Traceback" not in result.stderr
 
 

@@ -4,29 +4,16 @@ import av
 import numpy as np
 import pytest
 import torch
-from git_folder import write_git_folder
+from captioning import write_clip, write_git_folder
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 
 from swinbert.processing import VideoCaptioningPipeline, VideoDecodeError
 
-NUM_FRAMES = 25
-
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Three short files with moving noise, big enough in its grain to survive the encoder."""
-    paths = []
-    for seed in range(3):
-        grain = np.random.default_rng(seed).integers(0, 256, (NUM_FRAMES, 6, 9, 3), dtype=np.uint8)
-        paths.append(tmp_path_factory.mktemp("clips") / f"{seed}.mp4")
-        with av.open(str(paths[-1]), "w") as container:
-            stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
-            stream.width, stream.height, stream.pix_fmt = 72, 48, "yuv420p"
-            for picture in grain.repeat(8, 1).repeat(8, 2):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-    return paths
+    return [write_clip(tmp_path_factory.mktemp("clips") / f"{seed}.mp4", seed) for seed in range(3)]
 
 
 @pytest.fixture(

@@ -1,14 +1,28 @@
-"""A tiny GIT checkpoint with random weights, laid out as microsoft/git-base-vatex and microsoft/git-base are."""
+"""What a captioning pipeline is tried on: short clips, and a tiny GIT with random weights in the published layout."""
 
 import json
 from pathlib import Path
 
+import av
+import numpy as np
 import torch
 from transformers import BertTokenizer, GitConfig, GitForCausalLM
 
 WORDS = "a the man woman dog car is are runs turns and then on in left right red blue ball grass . ##s ##ing".split()
 # [PAD] 0, [UNK] 100, [CLS] 101, [SEP] 102 and [MASK] 103, as in bert-base-uncased.
 VOCABULARY = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+def write_clip(path: Path, seed: int) -> Path:
+    """25 frames of 72 x 48 at 10 frames a second: moving noise, of so coarse a grain that it survives the encoder."""
+    grain = np.random.default_rng(seed).integers(0, 256, (25, 6, 9, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 72, 48, "yuv420p"
+        for picture in grain.repeat(8, 1).repeat(8, 2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 def write_git_folder(

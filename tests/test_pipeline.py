@@ -1,0 +1,304 @@
+"""`pipeline("video-captioning")` with SwinBERT: every kind of clip, every kind of many, scores, saving and loading."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from captioning import VOCABULARY, write_clip
+from golden import TINY, make_clip, tiny_model
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, BertTokenizer, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from swinbert.processing import (
+    SwinBertProcessor,
+    SwinBertVideoProcessor,
+    VideoCaptioningPipeline,
+    VideoDecodeError,
+    decode_video,
+)
+
+
+def make_pipeline(sparse_mask: str, **overrides) -> VideoCaptioningPipeline:
+    """The original's tiny reference model on 8 frames of 64 x 64, with words for its 200 tokens."""
+    words = VOCABULARY[:104] + [f"word{i}" for i in range(104, 200)]
+    words[1:100] = [f"word{i}" for i in range(1, 100)]
+    processor = SwinBertProcessor(
+        SwinBertVideoProcessor(num_frames=8, size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}),
+        BertTokenizer(vocab={word: number for number, word in enumerate(words)}),
+    )
+    model = tiny_model("e8", sparse_mask, **overrides)
+    model.generation_config.max_length = 20
+    return VideoCaptioningPipeline(model=model, processor=processor, device="cpu", task="video-captioning")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline("none")
+
+
+@pytest.fixture(scope="module")
+def folder(pipe, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported")
+    pipe.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return [write_clip(tmp_path_factory.mktemp("clips") / f"{seed}.mp4", seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def alone(pipe, clips):
+    """Captions of the clips, each on its own."""
+    return texts([pipe(clip) for clip in clips])
+
+
+def texts(results) -> list[list[str | None]]:
+    return [[caption["generated_text"] for caption in captions] for captions in results]
+
+
+def scores(results) -> list[float]:
+    return [caption["score"] for captions in results for caption in captions]
+
+
+@pytest.mark.parametrize("name", [name for name, case in TINY["generation"].items() if case["clip"] == "e8"])
+def test_tokens_and_scores_are_the_originals(name):
+    case = TINY["generation"][name]
+    if "textb" in case["tensorizer"]:
+        pytest.skip("a second text is not an input of the pipeline")
+    wanted = case["overrides"]
+    pipe = make_pipeline(case["mask"])
+    results = pipe(
+        [make_clip(seed, 8, 64, 64).numpy() for seed in (0, 1, 2)],
+        batch_size=3,
+        forced_eos_token_id=102,
+        num_beams=wanted.get("num_beams", 1),
+        num_return_sequences=wanted.get("num_keep_best", 1),
+        length_penalty=float(wanted.get("length_penalty", 1.0)),
+        repetition_penalty=float(wanted.get("repetition_penalty", 1.0)),
+        early_stopping="never",
+    )
+    assert texts(results) == [pipe.processor.batch_decode(rows, skip_special_tokens=True) for rows in case["ids"]]
+    assert scores(results) == pytest.approx(np.ravel(case["logprobs"]), abs=2e-3 if case["mask"] == "soft" else 1e-4)
+
+
+def test_is_processor_and_generate(pipe, clips, alone):
+    for clip, captions in zip(clips, alone, strict=True):
+        ids = pipe.model.generate(**pipe.processor(videos=str(clip), return_tensors="pt"))
+        assert captions == pipe.processor.batch_decode(ids, skip_special_tokens=True)
+    assert len({captions[0] for captions in alone}) == 3, "clips that look alike to the model prove nothing"
+
+
+def test_one_clip_in_every_form(pipe, clips, alone):
+    frames, _ = decode_video(clips[0])
+    forms = {
+        "str": str(clips[0]),
+        "Path": clips[0],
+        "bytes": clips[0].read_bytes(),
+        "array": frames,
+        "tensor, channels first": torch.from_numpy(frames).permute(0, 3, 1, 2),
+        "list of PIL images": [Image.fromarray(frame) for frame in frames],
+        "tuple of arrays": tuple(frames),
+        "dictionary": {"video": clips[0], "caption": "ignored"},
+        "row of an undecoded Video column": {"bytes": None, "path": str(clips[0])},
+        "the same, embedded": {"bytes": clips[0].read_bytes(), "path": "0.mp4"},
+    }
+    for form, clip in forms.items():
+        assert texts([pipe(clip)]) == alone[:1], form
+    with open(clips[0], "rb") as file:
+        assert texts([pipe(file)]) == alone[:1]
+
+
+def test_one_image_is_a_clip(pipe, clips):
+    frame = decode_video(clips[0], num_frames=1)[0][0]
+    expected = texts([pipe(np.stack([frame] * 8))])
+    assert texts([pipe(Image.fromarray(frame))]) == texts([pipe(frame)]) == expected
+    assert texts(pipe([{"video": Image.fromarray(frame)}, {"video": frame}])) == expected * 2
+
+
+def test_many_clips_in_every_form(pipe, clips, alone):
+    paths = [str(clip) for clip in clips]
+    frames = np.stack([decode_video(clip, num_frames=8)[0] for clip in clips])
+    rows = [{"video": path, "caption": "a caption"} for path in paths]
+    assert texts(pipe(paths)) == texts(pipe(tuple(paths))) == texts(pipe(frames)) == texts(pipe(rows)) == alone
+    assert texts(pipe([list(map(Image.fromarray, clip)) for clip in frames], batch_size=2)) == alone
+    assert texts(pipe(KeyDataset(rows, "video"), batch_size=2, num_workers=1)) == alone
+    assert pipe([]) == []
+
+
+def test_generators_are_read_as_they_are_asked_for(pipe, clips, alone):
+    read = []
+
+    def generator():
+        for clip in clips:
+            read.append(clip)
+            yield clip
+
+    results = pipe(generator())
+    first = next(iter(results))
+    assert texts([first]) == alone[:1] and len(read) < len(clips)
+    assert texts(pipe(iter(clips), batch_size=2)) == alone
+
+
+def test_hugging_face_datasets(pipe, clips, alone):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"video": [str(clip) for clip in clips], "caption": ["one", "two", "three"]})
+    data = data.cast_column("video", datasets.Video(decode=False))
+    assert texts(pipe(KeyDataset(data, "video"))) == alone
+    assert texts(pipe(data, batch_size=2)) == alone
+    assert texts(pipe(data.to_iterable_dataset())) == alone
+
+
+def test_decoded_video_columns(pipe, clips, alone):
+    """They yield torchcodec's decoders, on which `datasets` leaves the file that they were made of."""
+
+    class VideoDecoder:
+        def __init__(self, path):
+            self._hf_encoded = {"path": str(path), "bytes": None}
+
+    assert texts([pipe(VideoDecoder(clips[0]))]) == alone[:1]
+    assert texts(pipe([{"video": VideoDecoder(clip)} for clip in clips])) == alone
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batches_change_nothing(pipe, clips, batch_size):
+    expected = [pipe(clip) for clip in clips]
+    results = pipe(clips, batch_size=batch_size)
+    assert texts(results) == texts(expected) and scores(results) == pytest.approx(scores(expected), abs=1e-4)
+
+
+def test_ranges(pipe, clips):
+    frames, _ = decode_video(clips[0], start=0.5, end=1.5, num_frames=8)
+    expected = texts([pipe(frames)])
+    assert texts([pipe(clips[0], start=0.5, end=1.5)]) == expected != texts([pipe(clips[0])])
+    assert texts(pipe([{"video": clips[0], "start": 0.5}, clips[1]], start=0.0, end=1.5))[:1] == expected
+
+
+def test_generation_arguments(pipe, clips, alone):
+    assert len(pipe(clips[0], num_beams=4, num_return_sequences=3)) == 3
+    many = pipe(clips, num_beams=4, num_return_sequences=2, batch_size=2)
+    assert [len(captions) for captions in many] == [2, 2, 2]
+    assert texts(many)[1] == texts([pipe(clips[1], num_beams=4, num_return_sequences=2)])[0]
+    for captions in many:
+        assert captions[0]["score"] >= captions[1]["score"]
+    assert all(len(caption.split()) <= 3 for (caption,) in texts(pipe(clips, max_new_tokens=3)))
+    sampled = pipe(clips[0], do_sample=True, num_return_sequences=4)
+    assert len({caption["generated_text"] for caption in sampled}) > 1
+    short = VideoCaptioningPipeline(pipe.model, processor=pipe.processor, device="cpu", max_new_tokens=3, num_beams=2)
+    assert texts([short(clips[0])]) == texts([pipe(clips[0], max_new_tokens=3, num_beams=2)]) != alone[:1]
+
+
+def test_bad_clips_cost_the_others_nothing(pipe, clips, alone, tmp_path, caplog):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"")
+    nan = np.full((8, 64, 64, 3), np.nan, dtype=np.float32)
+    for clip, name in (
+        (bad, "bad.mp4"),
+        (nan, "ndarray"),
+        ("nowhere.mp4", "nowhere.mp4"),
+        ("file:///etc/hosts", "file:"),
+    ):
+        with pytest.raises(VideoDecodeError, match=name):
+            pipe(clip)
+        assert pipe(clip, on_error="return")[0]["generated_text"] is None
+    mixed = [bad, clips[0], nan, "nowhere.mp4", clips[1], clips[2], None]
+    for batch_size in (1, 2, 7):
+        results = pipe(mixed, batch_size=batch_size)
+        assert texts(results) == [[None], alone[0], [None], [None], alone[1], alone[2], [None]]
+        assert "bad.mp4" in results[0][0]["error"] and results[0][0]["score"] is None
+        assert "error" not in results[1][0]
+    assert "nowhere.mp4" in caplog.text
+    assert texts(pipe(clip for clip in mixed)) == texts(results)
+    with pytest.raises(VideoDecodeError, match="bad.mp4"):
+        pipe(mixed, on_error="raise")
+
+
+@pytest.mark.parametrize(
+    "clip, options, complaint",
+    [
+        ({"path": None, "bytes": None}, {}, "needs `video`"),
+        ({"film": "a.mp4"}, {}, "film"),
+        ({"video": ["a.mp4", "b.mp4"]}, {}, "got several"),
+        (3, {}, "Expected a clip .* got int"),
+        ("a.mp4", {"on_error": "ignore"}, "on_error"),
+        (np.zeros((8, 64, 64, 3), np.uint8), {"num_frames": 0}, "at least 1"),
+        (np.zeros((8, 64, 64, 3), np.uint8), {"start": 2, "end": 1}, "start"),
+    ],
+)
+def test_wrong_use_says_what_is_right(pipe, clip, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        pipe(clip, **options)
+
+
+def test_other_numbers_of_frames(pipe, clips):
+    """A model without a sparse mask captions clips of any length, but not in one batch."""
+    frames, _ = decode_video(clips[0], num_frames=4)
+    assert texts([pipe(clips[0], num_frames=4)]) == texts([pipe(frames, num_frames=4)])
+    with pytest.raises(ValueError, match="equal shapes.*num_frames"):
+        pipe([{"video": clips[0], "num_frames": 4}, clips[1]], batch_size=2)
+
+
+def test_pipelines_of_other_models_are_refused(pipe):
+    with pytest.raises(ValueError, match="processor"):
+        VideoCaptioningPipeline(pipe.model, device="cpu")
+    with pytest.raises(ValueError, match="SwinBERT .* and GIT"):
+        VideoCaptioningPipeline(pipe.model, processor=_NoVideoProcessor(), device="cpu")
+
+
+class _NoVideoProcessor:
+    tokenizer = None
+
+
+@pytest.mark.parametrize("trust_remote_code", [None, False, True])
+def test_exported_folder_with_the_package(folder, clips, alone, trust_remote_code):
+    pipe = pipeline("video-captioning", model=str(folder), trust_remote_code=trust_remote_code, device="cpu")
+    assert texts(pipe(clips)) == alone
+    assert texts([pipe(clips[0])]) == alone[:1]
+
+
+def test_exported_folder_is_complete(folder, pipe):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["custom_pipelines"]["video-captioning"]["impl"] == "pipeline_swinbert.VideoCaptioningPipeline"
+    assert isinstance(AutoModel.from_pretrained(folder), type(pipe.model))
+    processor = AutoProcessor.from_pretrained(folder)
+    assert isinstance(processor, SwinBertProcessor) and processor.video_processor.num_frames == 8
+
+
+WITHOUT_THE_PACKAGE = """
+import json, sys
+sys.modules["swinbert"] = None  # import swinbert fails
+from transformers import pipeline
+folder, again, *clips = sys.argv[1:]
+pipe = pipeline("video-captioning", model=folder, trust_remote_code=True, device="cpu")
+assert type(pipe).__module__.startswith("transformers_modules"), type(pipe)
+results = pipe([*clips, "nowhere.mp4"], batch_size=2)
+try:
+    pipe("nowhere.mp4")
+except ValueError as error:
+    results.append(type(error).__name__)
+pipe.save_pretrained(again)
+results.append(pipeline("video-captioning", model=again, trust_remote_code=True, device="cpu")(clips[0]))
+print(json.dumps(results))
+"""
+
+
+def test_exported_folder_without_the_package(folder, clips, alone, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(folder), str(tmp_path / "again"), *map(str, clips)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        cwd=tmp_path,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    *results, failed, error, again = json.loads(done.stdout.splitlines()[-1])
+    assert texts(results) == alone
+    assert failed[0]["generated_text"] is None and "nowhere.mp4" in failed[0]["error"] and error == "VideoDecodeError"
+    assert texts([again]) == alone[:1]
