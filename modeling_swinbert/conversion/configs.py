@@ -83,7 +83,7 @@ def _check_overrides(overrides: Mapping[str, Any], config_class: type) -> dict[s
     return dict(overrides)
 
 
-def _number(args: Mapping[str, Any], name: str, kind: type) -> Any:
+def number(args: Mapping[str, Any], name: str, kind: type) -> Any:
     """A number of args.json; absent, null and -1 (the original's "take the default") say nothing."""
     value = args.get(name)
     if value in (None, "", -1, "-1"):
@@ -273,7 +273,7 @@ def _claim_fusion_encoder(claims: Claims, tensors: Tensors, args: Mapping[str, A
         ("label_smoothing", "label_smoothing", float),
         ("hidden_dropout_prob", "drop_out", float),
     ):
-        claims.add(name, _number(args, argument, kind), f"{argument} in args.json")
+        claims.add(name, number(args, argument, kind), f"{argument} in args.json")
 
     if claims.get("num_attention_heads") is None:
         heads, rest = divmod(claims.get("hidden_size"), 64)
@@ -297,21 +297,21 @@ def _claim_sparse_mask(claims: Claims, tensors: Tensors, args: Mapping[str, Any]
     if enabled is not None:
         claims.add("sparse_mask", mode if enabled else "none", f"learn_mask_enabled {enabled} in args.json")
     if claims.get("sparse_mask") != "none":
-        claims.add("sparsity_loss_weight", _number(args, "loss_sparse_w", float), "loss_sparse_w in args.json")
+        claims.add("sparsity_loss_weight", number(args, "loss_sparse_w", float), "loss_sparse_w in args.json")
 
 
 def _claim_geometry(claims: Claims, tensors: Tensors, args: Mapping[str, Any]) -> None:
     """Frames and their size: from args.json, else from the side of the mask, else from the window; never guessed."""
     frames, size = f"{_VISION}num_frames", f"{_VISION}image_size"
-    claims.add(frames, _number(args, "max_num_frames", int), "max_num_frames in args.json")
-    claims.add(size, _number(args, "img_res", int), "img_res in args.json")
+    claims.add(frames, number(args, "max_num_frames", int), "max_num_frames in args.json")
+    claims.add(size, number(args, "img_res", int), "img_res in args.json")
     if "learn_vid_att.weight" in tensors:
         entries = tensors["learn_vid_att.weight"].numel()
         if math.isqrt(entries) ** 2 != entries:
             raise ConversionError(f"learn_vid_att.weight has {entries} entries, which is no square of video tokens.")
         claims.add("num_video_tokens", math.isqrt(entries), f"the {entries} entries of learn_vid_att.weight")
     if not {frames, size} & claims.overrides.keys():  # the original derives it from what --set has just replaced
-        claims.add("num_video_tokens", _number(args, "max_img_seq_length", int), "max_img_seq_length in args.json")
+        claims.add("num_video_tokens", number(args, "max_img_seq_length", int), "max_img_seq_length in args.json")
 
     tokens, patch, stride = claims.get("num_video_tokens"), claims.get(f"{_VISION}patch_size"), _stride(claims, _VISION)
     if claims.get(size) is None:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 from torch import nn
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from swinbert.configuration_swinbert import SwinBertConfig, VideoSwinConfig
-from swinbert.conversion.configs import infer_swinbert_config, infer_video_swin_config
+from swinbert.conversion.configs import infer_swinbert_config, infer_video_swin_config, number
 from swinbert.conversion.files import (
     ConversionError,
     Tensors,
@@ -235,7 +235,9 @@ def _convert_swinbert(
     output, file = Path(output), find_checkpoint(Path(checkpoint))
     folder = file if file.is_dir() else file.parent
     if args is None:
-        args = next((path for name in ("args.json", "../log/args.json") if (path := folder / name).is_file()), None)
+        args = next(
+            (path for name in ("args.json", "../log/args.json") if (path := (folder / name).resolve()).is_file()), None
+        )
     arguments = read_args(args) if args is not None else {}
 
     mapped, dropped = map_names(tensors, "swinbert")
@@ -246,7 +248,7 @@ def _convert_swinbert(
 
     if tokenizer is None:
         vocabularies = ("tokenizer/vocab.txt", "../tokenizer/vocab.txt", "vocab.txt")
-        found = next((path.parent for name in vocabularies if (path := folder / name).is_file()), None)
+        found = next((path.parent for name in vocabularies if (path := (folder / name).resolve()).is_file()), None)
         tokenizer = found or DEFAULT_TOKENIZER
     text_processor = _load_tokenizer(tokenizer, do_lower_case=arguments.get("do_lower_case") not in (False, "false"))
     _fit_tokenizer(text_processor, tokenizer, config, overrides or {})
@@ -256,7 +258,7 @@ def _convert_swinbert(
         side = config.num_video_tokens  # (N * N, 1) in the original: query, then key
         ours["model.sparse_mask.weight"] = ours["model.sparse_mask.weight"].reshape(side, side)
     model = _load_model(SwinBertForVideoCaptioning, config, ours, mapped)
-    _set_generation_config(model, arguments)
+    model.generation_config = _generation_config(config, arguments)
     processor = SwinBertProcessor(video_processor=_video_processor(config), tokenizer=text_processor)
     report = _report("swinbert", checkpoint, output, model, tensors, mapped, dropped, notes)
     report.mask, report.tokenizer = mask_statistics(model), str(tokenizer)
@@ -264,7 +266,7 @@ def _convert_swinbert(
     with new_folder(output) as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
-        (staging / "README.md").write_text(_card(report), encoding="utf-8")
+        (staging / "README.md").write_text(_card(report, arguments), encoding="utf-8")
     return report
 
 
@@ -364,13 +366,16 @@ def _video_processor(config: SwinBertConfig) -> SwinBertVideoProcessor:
     )
 
 
-def _set_generation_config(model: SwinBertForVideoCaptioning, arguments: Mapping[str, Any]) -> None:
-    """Length and beams of the checkpoint's own evaluation. Like the original's, a caption always ends with [SEP]."""
-    generation = model.generation_config
-    for name, token in (("bos", "bos"), ("eos", "eos"), ("pad", "pad"), ("forced_eos", "eos")):
-        setattr(generation, f"{name}_token_id", getattr(model.config, f"{token}_token_id"))
-    generation.max_length = int(arguments.get("max_gen_length") or 20)
-    generation.num_beams = int(arguments.get("num_beams") or 1)
+def _generation_config(config: SwinBertConfig, arguments: Mapping[str, Any]) -> GenerationConfig:
+    """Length and beams of the checkpoint's own evaluation. As in the original, a caption always ends with [SEP]."""
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        forced_eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        max_length=number(arguments, "max_gen_length", int) or 20,
+        num_beams=number(arguments, "num_beams", int) or 1,
+    )
 
 
 def _report(
@@ -396,7 +401,15 @@ def _report(
     )
 
 
-def _card(report: ConversionReport) -> str:
+def _training(arguments: Mapping[str, Any]) -> str:
+    """What args.json tells of the training, for the card."""
+    names = ("train_yaml", "num_train_epochs", "learning_rate", "backbone_coef_lr", "per_gpu_train_batch_size")
+    names += ("gradient_accumulation_steps", "mask_prob", "loss_sparse_w", "transfer_method", "seed")
+    told = [f"- `{name}`: {arguments[name]}" for name in names if arguments.get(name) not in (None, "")]
+    return "\n".join(["By its `args.json`:", "", *told] if told else ["Not known: the conversion saw weights only."])
+
+
+def _card(report: ConversionReport, arguments: Mapping[str, Any]) -> str:
     """`template.md` for a converted checkpoint, without the paths of the machine that converted it."""
     size = report.config.vision_config.frame_size
     public = replace(
@@ -410,8 +423,6 @@ def _card(report: ConversionReport) -> str:
         ModelCardData(
             language="en",
             license="other",
-            license_name="of-the-checkpoint",
-            license_link="LICENSE",
             library_name="transformers",
             pipeline_tag="video-text-to-text",
             tags=["video-captioning", "swinbert", "video-swin", "custom_code"],
@@ -423,10 +434,10 @@ def _card(report: ConversionReport) -> str:
         ),
         sampling=(
             f"{report.config.num_frames} frames, evenly spaced from the first to the last of the clip; the short side"
-            f" resized to {max(size)} pixels (bilinear), the centre {size[0]} x {size[1]} cropped, ImageNet mean and standard"
-            " deviation. The processor in this folder does all of it."
+            f" resized to {max(size)} pixels (bilinear), the centre {size[0]} x {size[1]} cropped, ImageNet mean and"
+            " standard deviation. The processor in this folder does all of it."
         ),
-        training="Whoever trained the checkpoint knows; the conversion sees its weights only.",
+        training=_training(arguments),
         evaluation="Not measured with this package.",
         limits=(
             "It knows the words and events of the data that it was trained on, hears no sound and does not read text in"
