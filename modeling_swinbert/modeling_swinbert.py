@@ -639,8 +639,10 @@ class SwinBertModel(SwinBertPreTrainedModel):
         batch = mask.shape[0]
         if num_masks:
             mask = torch.cat([mask, mask[:, :, -num_masks:]], dim=2)
-            own = mask.new_full((mask.shape[2], num_masks), hidden)
-            own[-num_masks:].fill_diagonal_(seen)
+            own = torch.eye(num_masks, dtype=torch.bool, device=mask.device)
+            own = F.pad(own, (0, 0, mask.shape[2] - num_masks, 0))  # (L + K, K): a [MASK] sees itself
+            if mask.dtype != torch.bool:
+                own = torch.where(own, seen, hidden).to(mask.dtype)
             mask = torch.cat([mask, own.expand(batch, 1, -1, -1)], dim=3)
         if video_key_values is None:
             return mask

@@ -183,14 +183,10 @@ class VideoSwinWindowAttention(nn.Module):
             batch, windows[0], window[0], windows[1], window[1], windows[2], window[2], 3, self.num_heads, self.head_dim
         )
         context = torch.empty_like(qkv[..., 0, :, :])
-        weights = (
-            hidden_states.new_empty(batch, *windows, self.num_heads, num_tokens, num_tokens)
-            if output_attentions
-            else None
-        )
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        all_weights: list[tuple[tuple[slice, ...], torch.Tensor]] = []
         for (in_t, in_h, in_w), mask in window_kinds(shift, window, hidden_states.device):
             kind = qkv[:, in_t, :, in_h, :, in_w]
             grid_of_kind = (batch, kind.shape[1], kind.shape[3], kind.shape[5])
@@ -208,15 +204,29 @@ class VideoSwinWindowAttention(nn.Module):
             )
             output = output.view(*grid_of_kind, *window, self.num_heads, self.head_dim)
             context[:, in_t, :, in_h, :, in_w] = output.permute(0, 1, 4, 2, 5, 3, 6, 7, 8)
-            if weights is not None and kind_weights is not None:
-                weights[:, in_t, in_h, in_w] = kind_weights.view(*grid_of_kind, *kind_weights.shape[1:])
+            if output_attentions and kind_weights is not None:
+                all_weights.append(((in_t, in_h, in_w), kind_weights))
 
         hidden_states = self.proj_drop(self.proj(context.view(hidden_states.shape)))
         if any(shift):
             hidden_states = hidden_states.roll(shift, dims=(1, 2, 3))
         if any(padding):
             hidden_states = hidden_states[:, : grid[0], : grid[1], : grid[2]]
-        return hidden_states, weights.flatten(0, 3) if weights is not None else None
+        return hidden_states, self._in_window_order(all_weights, (batch, *windows)) if all_weights else None
+
+    @staticmethod
+    def _in_window_order(
+        all_weights: list[tuple[tuple[slice, ...], torch.Tensor]], windows: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Weights of every kind of window -> (B * windows, heads, N, N), windows by time, row, column."""
+        if len(all_weights) == 1:
+            return all_weights[0][1]
+        shape = all_weights[0][1].shape[1:]
+        ordered = all_weights[0][1].new_empty(*windows, *shape)
+        for block, weights in all_weights:
+            place = ordered[(slice(None), *block)]
+            place.copy_(weights.view(*place.shape[:4], *shape))
+        return ordered.flatten(0, 3)
 
 
 class VideoSwinMLP(nn.Module):
@@ -354,21 +364,27 @@ class VideoSwinModel(VideoSwinPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
 
-        hidden_states = self.pos_drop(self.patch_embed(pixel_values_videos.to(self.patch_embed.proj.weight.dtype)))
-        stages, attentions = [hidden_states], ()
-        for stage in self.layers:
-            hidden_states, weights = stage(hidden_states, output_attentions)
-            attentions += weights
+        grid = self.pos_drop(self.patch_embed(pixel_values_videos.to(self.patch_embed.proj.weight.dtype)))
+        tokens = grid.flatten(1, 3)  # (B, T, H, W, C) -> (B, N, C)
+        hidden_states, reshaped, attentions = [], [], ()
+
+        def record():
             if output_hidden_states:
-                stages.append(hidden_states)
+                hidden_states.append(tokens)
+                reshaped.append(tokens.view(grid.shape).permute(0, 4, 1, 2, 3))  # (B, C, T, H, W)
+
+        record()
+        for stage in self.layers:
+            grid, weights = stage(tokens.view(grid.shape), output_attentions)
+            tokens = grid.flatten(1, 3)
+            attentions += weights
+            record()
 
         return VideoSwinModelOutput(
-            last_hidden_state=self.norm(hidden_states).flatten(1, 3),  # (B, T, H, W, C) -> (B, N, C)
-            hidden_states=tuple(grid.flatten(1, 3) for grid in stages) if output_hidden_states else None,
+            last_hidden_state=self.norm(tokens),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
-            reshaped_hidden_states=tuple(grid.permute(0, 4, 1, 2, 3) for grid in stages)
-            if output_hidden_states
-            else None,
+            reshaped_hidden_states=tuple(reshaped) if output_hidden_states else None,
         )
 
 
