@@ -1,15 +1,11 @@
-"""Checkpoints as the original SwinBERT writes them, with weights that anybody can make again from the tensors' names.
-
-`fixtures/original_tiny_logits.safetensors` holds what the unmodified original computes from these weights and this clip
-on CPU in float32.
-"""
+"""Checkpoints as the original SwinBERT writes them, with the weights of its reference runs."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+from golden import recipe
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -44,27 +40,6 @@ def position_index(window: tuple[int, int, int]) -> torch.Tensor:
     return torch.from_numpy((rows[0] * (2 * window[1] - 1) + rows[1]) * (2 * window[2] - 1) + rows[2])
 
 
-def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    random = np.random.RandomState(zlib.crc32(name.encode()))
-    if name == "learn_vid_att.weight":
-        mask = random.uniform(-8.0, 16.0, int(np.prod(shape))).astype(np.float32).reshape(shape)
-        mask[1::17] = 0.0  # exactly one half: the hard mask keeps it
-        return mask
-    values = random.standard_normal(int(np.prod(shape))).astype(np.float32).reshape(shape)
-    if name.endswith("relative_position_bias_table"):
-        return np.float32(0.5) * values
-    if len(shape) == 1:
-        values = 1 + np.float32(0.1) * values if name.endswith(".weight") else np.float32(0.05) * values
-        if name == "trans_encoder.cls.predictions.bias":
-            values[102] += 2.0  # [SEP]
-        return values
-    if "embeddings." in name:
-        return np.float32(0.1) * values
-    steep = any(part in name for part in (".attention.self.query.", ".attention.self.key.", ".attn.qkv."))
-    gain = 1.5 if steep else 2.0 if name.endswith("cls.predictions.decoder.weight") else 1.0
-    return values * np.float32(gain / np.sqrt(np.prod(shape[1:])))
-
-
 def original_tiny_state_dict(with_mask: bool = True) -> dict[str, torch.Tensor]:
     """A whole tiny checkpoint: 8 frames of 64 pixels, 16 video tokens, 200 words."""
     tensors = {}
@@ -72,18 +47,11 @@ def original_tiny_state_dict(with_mask: bool = True) -> dict[str, torch.Tensor]:
         if name.endswith("relative_position_index"):
             tensors[name] = position_index((8, 7, 7))
         elif with_mask or name != "learn_vid_att.weight":
-            tensors[name] = torch.from_numpy(_weight(name, shape))
+            tensors[name] = recipe(name, shape)
+    tensors["trans_encoder.cls.predictions.bias"][102] += 2.0
+    if with_mask:
+        tensors["learn_vid_att.weight"][1::17] = 0.0
     return tensors
-
-
-def original_clip(seed: int = 0, frames: int = 8, side: int = 64) -> torch.Tensor:
-    """(1, T, 3, H, W) normalised pixels of the clip that the fixture's logits were computed from."""
-    random = np.random.RandomState(seed)
-    coarse = random.randint(0, 192, (frames // 2, 3, side // 16, side // 16))
-    noise = random.randint(0, 64, (frames, 3, side, side))
-    pixels = torch.from_numpy(coarse.repeat(2, 0).repeat(16, 2).repeat(16, 3) + noise).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return ((pixels - mean) / std)[None]
 
 
 def write_vocabulary(folder: Path, size: int = 200) -> Path:

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from golden import arrays, tiny_pixels, tiny_text
 from original_checkpoint import (
-    FIXTURES,
     TINY_ARGS,
-    original_clip,
     original_shapes,
     original_tiny_state_dict,
     position_index,
@@ -94,10 +93,12 @@ def test_logits_are_those_of_the_original(mask, tmp_path, vocabulary):
 
     model = SwinBertForVideoCaptioning.from_pretrained(tmp_path / "out").eval()
     assert model.config.sparse_mask == mask
-    golden = load_file(FIXTURES / "original_tiny_logits.safetensors")
+    text = tiny_text("train_s2s" if mask == "none" else "train_learn")
+    predicted = text.pop("labels") != -100
     with torch.no_grad():
-        logits = model(pixel_values_videos=original_clip(), input_ids=golden["input_ids"][None]).logits[0]
-    torch.testing.assert_close(logits, golden[f"{mask}.logits"], atol=2e-5 if mask == "none" else 3e-4, rtol=0)
+        logits = model(pixel_values_videos=tiny_pixels("e8"), **text).logits[predicted]
+    expected = arrays("tiny_e2e")[f"e8_{mask}.masked_logits"]
+    torch.testing.assert_close(logits, expected, atol=2e-5 if mask == "none" else 3e-4, rtol=0)
 
 
 def test_converted_folder_is_complete(converted):
@@ -110,7 +111,7 @@ def test_converted_folder_is_complete(converted):
     assert report.tokenizer == str(folder.parent / "tokenizer")
     names = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"} <= names
-    assert {"configuration_swinbert.py", "modeling_swinbert.py", "modeling_video_swin_swinbert.py"} <= names
+    assert {"configuration_swinbert.py", "modeling_swinbert.py", "pipeline_swinbert.py"} <= names
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
 
     model = SwinBertForVideoCaptioning.from_pretrained(folder)
@@ -128,17 +129,19 @@ def test_converted_folder_loads_where_the_package_is_not(converted):
     script = (
         "import sys; sys.modules['swinbert'] = None\n"
         "import torch\n"
-        "from transformers import AutoModel, AutoProcessor\n"
+        "from transformers import AutoModel, AutoProcessor, pipeline\n"
         "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
         "processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "clip = torch.zeros(9, 3, 64, 64, dtype=torch.uint8)\n"
+        "captioner = pipeline('video-captioning', model=sys.argv[1], trust_remote_code=True, device='cpu')\n"
+        "clip = torch.full((9, 3, 64, 64), 100, dtype=torch.uint8)\n"
         "ids = model.generate(**processor(videos=[clip], return_tensors='pt'))\n"
         "print(ids[0, 0].item(), ids[0, -1].item())\n"
+        "print(captioner(clip.numpy())[0]['generated_text'] == processor.decode(ids[0], skip_special_tokens=True))\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "cache")}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder.parent / "modules")}
     result = subprocess.run([sys.executable, "-c", script, folder], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["101", "102"]
+    assert result.stdout.split() == ["101", "102", "True"]
 
 
 def test_report_says_what_became_of_the_tensors_and_how_sparse_the_mask_is(converted):
@@ -466,7 +469,7 @@ def test_video_swin_of_mmaction(tmp_path, backbone, converted):
     model = VideoSwinModel.from_pretrained(tmp_path / "out")
     whole = SwinBertForVideoCaptioning.from_pretrained(converted[0])
     assert model.config.depths == [2, 2, 2, 2] and model.config.window_size == [8, 7, 7]
-    assert torch.equal(features(model, original_clip()), features(whole.model.video_encoder, original_clip()))
+    assert torch.equal(features(model, tiny_pixels("e8")), features(whole.model.video_encoder, tiny_pixels("e8")))
 
 
 def test_video_swin_with_objects_in_its_meta(tmp_path, backbone):

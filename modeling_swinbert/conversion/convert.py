@@ -1,10 +1,11 @@
 """Conversion: a checkpoint -> a folder that `from_pretrained` loads, and a report of what became of every tensor."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import ModelCardData
@@ -29,9 +30,13 @@ from swinbert.conversion.names import KINDS, expect_kind, map_names
 from swinbert.model_cards import render_card
 from swinbert.modeling_swinbert import SwinBertForVideoCaptioning
 from swinbert.modeling_video_swin_swinbert import VideoSwinModel
-from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
+from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor, VideoCaptioningPipeline
 
 DEFAULT_TOKENIZER = "google-bert/bert-base-uncased"
+_TRAINING_ARGUMENTS = (
+    *("train_yaml", "num_train_epochs", "per_gpu_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("backbone_coef_lr", "mask_prob", "max_masked_tokens", "loss_sparse_w", "transfer_method", "seed"),
+)
 _BACKBONES = ("video_swin", "torchvision")
 
 
@@ -254,19 +259,19 @@ def _convert_swinbert(
     _fit_tokenizer(text_processor, tokenizer, config, overrides or {})
 
     ours = {new: tensors[old] for old, new in mapped.items()}
-    if config.sparse_mask != "none" and "model.sparse_mask.weight" in ours:
-        side = config.num_video_tokens  # (N * N, 1) in the original: query, then key
-        ours["model.sparse_mask.weight"] = ours["model.sparse_mask.weight"].reshape(side, side)
+    if (weights := ours.get("model.sparse_mask.weight")) is not None:
+        # (N * N, 1) in the original, row by row; its length was found to be a square with the configuration
+        ours["model.sparse_mask.weight"] = weights.reshape(math.isqrt(weights.numel()), -1)
     model = _load_model(SwinBertForVideoCaptioning, config, ours, mapped)
     model.generation_config = _generation_config(config, arguments)
     processor = SwinBertProcessor(video_processor=_video_processor(config), tokenizer=text_processor)
-    report = _report("swinbert", checkpoint, output, model, tensors, mapped, dropped, notes)
+    report = _report("swinbert", checkpoint, output, config, model, tensors, mapped, dropped, notes)
     report.mask, report.tokenizer = mask_statistics(model), str(tokenizer)
-    report.args = "given as a mapping" if isinstance(args, Mapping) else args and str(args)
+    report.args = "given as a mapping" if isinstance(args, Mapping) else str(args) if args else None
+    pipeline = VideoCaptioningPipeline(model=model, processor=processor, device="cpu", task="video-captioning")
     with new_folder(output) as staging:
-        model.save_pretrained(staging)
-        processor.save_pretrained(staging)
-        (staging / "README.md").write_text(_card(report, arguments), encoding="utf-8")
+        pipeline.save_pretrained(staging)  # with the model, the processor and all their code
+        (staging / "README.md").write_text(_card(report, config, arguments), encoding="utf-8")
     return report
 
 
@@ -282,15 +287,16 @@ def _convert_backbone(
         index = {name: tensors[name] for name in dropped if name.endswith("relative_position_index")}
         config, notes = infer_video_swin_config({**ours, **index}, overrides)
     model = _load_model(VideoSwinModel, config, ours, mapped)
-    report = _report(kind, checkpoint, Path(output), model, tensors, mapped, dropped, notes)
+    report = _report(kind, checkpoint, Path(output), config, model, tensors, mapped, dropped, notes)
     with new_folder(report.output) as staging:
         model.save_pretrained(staging)
     return report
 
 
-def _load_model(
-    model_class: type[PreTrainedModel], config: Any, tensors: Tensors, mapped: Mapping[str, str]
-) -> PreTrainedModel:
+Model = TypeVar("Model", SwinBertForVideoCaptioning, VideoSwinModel)
+
+
+def _load_model(model_class: type[Model], config: Any, tensors: Tensors, mapped: Mapping[str, str]) -> Model:
     """A model with exactly `tensors` (our names) in float32; what is missing, left over or misshaped is named."""
     with no_init_weights():
         model = model_class(config)
@@ -356,9 +362,15 @@ def _fit_tokenizer(
     tokenizer.model_max_length = config.max_position_embeddings
 
 
+def _frame_size(config: SwinBertConfig) -> tuple[int, int]:
+    """(H, W) in pixels."""
+    size = config.image_size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def _video_processor(config: SwinBertConfig) -> SwinBertVideoProcessor:
     """Uniform sampling, the short side resized, the centre cropped: the original's evaluation."""
-    height, width = config.vision_config.frame_size
+    height, width = _frame_size(config)
     return SwinBertVideoProcessor(
         num_frames=config.num_frames,
         size={"shortest_edge": max(height, width)},
@@ -382,6 +394,7 @@ def _report(
     kind: str,
     checkpoint: str | Path,
     output: Path,
+    config: SwinBertConfig | VideoSwinConfig,
     model: PreTrainedModel,
     tensors: Tensors,
     mapped: dict[str, str],
@@ -392,7 +405,7 @@ def _report(
         source=str(checkpoint),
         output=output,
         kind=kind,
-        config=model.config,
+        config=config,
         mapped=mapped,
         dropped=dropped,
         stored_dtypes=dict(Counter(str(tensors[name].dtype).removeprefix("torch.") for name in mapped)),
@@ -403,15 +416,13 @@ def _report(
 
 def _training(arguments: Mapping[str, Any]) -> str:
     """What args.json tells of the training, for the card."""
-    names = ("train_yaml", "num_train_epochs", "learning_rate", "backbone_coef_lr", "per_gpu_train_batch_size")
-    names += ("gradient_accumulation_steps", "mask_prob", "loss_sparse_w", "transfer_method", "seed")
-    told = [f"- `{name}`: {arguments[name]}" for name in names if arguments.get(name) not in (None, "")]
+    told = [f"- `{name}`: {arguments[name]}" for name in _TRAINING_ARGUMENTS if arguments.get(name) not in (None, "")]
     return "\n".join(["By its `args.json`:", "", *told] if told else ["Not known: the conversion saw weights only."])
 
 
-def _card(report: ConversionReport, arguments: Mapping[str, Any]) -> str:
+def _card(report: ConversionReport, config: SwinBertConfig, arguments: Mapping[str, Any]) -> str:
     """`template.md` for a converted checkpoint, without the paths of the machine that converted it."""
-    size = report.config.vision_config.frame_size
+    height, width = _frame_size(config)
     public = replace(
         report,
         source=Path(report.source).name,
@@ -433,8 +444,8 @@ def _card(report: ConversionReport, arguments: Mapping[str, Any]) -> str:
             " a short clip in one sentence."
         ),
         sampling=(
-            f"{report.config.num_frames} frames, evenly spaced from the first to the last of the clip; the short side"
-            f" resized to {max(size)} pixels (bilinear), the centre {size[0]} x {size[1]} cropped, ImageNet mean and"
+            f"{config.num_frames} frames, evenly spaced from the first to the last of the clip; the short side resized"
+            f" to {max(height, width)} pixels (bilinear), the centre {height} x {width} cropped, ImageNet mean and"
             " standard deviation. The processor in this folder does all of it."
         ),
         training=_training(arguments),
