@@ -121,6 +121,7 @@ class VideoCaptioningPipeline(Pipeline):
         try:
             video, own = _unpack(clip)
             wanted = {"start": start, "end": end, "num_frames": num_frames, **own}
+            self._check_num_frames(wanted["num_frames"])
             read = self._read_for_git if self._is_git else self._read_for_swinbert
             return {
                 **read(video, **{name: value for name, value in wanted.items() if value is not None}),
@@ -175,10 +176,18 @@ class VideoCaptioningPipeline(Pipeline):
         return self.model.config.model_type == "git"
 
     def _check_num_frames(self, num_frames: int | None) -> None:
-        if not self._is_git or num_frames is None:
+        """Refuses a number of frames that the model has no embeddings, or no sparse mask, for."""
+        if num_frames is None:
             return
-        limit = self.model.config.num_image_with_embedding
-        if num_frames > (limit or 1):
+        config = self.model.config
+        if not self._is_git:
+            if getattr(config, "sparse_mask", "none") != "none" and num_frames != config.num_frames:
+                raise ValueError(
+                    f"This model's sparse mask was learned on {config.num_frames} frames, got num_frames={num_frames}:"
+                    " leave `num_frames` out."
+                )
+        elif num_frames > (config.num_image_with_embedding or 1):
+            limit = config.num_image_with_embedding
             learned = "a single image" if limit is None else f"{limit} frames (config.num_image_with_embedding)"
             raise ValueError(
                 f"This GIT model was trained on {learned} and has no embedding for more, got num_frames={num_frames}:"
@@ -190,7 +199,6 @@ class VideoCaptioningPipeline(Pipeline):
 
     def _read_for_git(self, video, num_frames: int | None = None, **wanted) -> dict[str, torch.Tensor]:
         """`pixel_values` (1, T, C, H, W); (1, C, H, W) of the middle frame for a model that was trained on images."""
-        self._check_num_frames(num_frames)
         limit = self.model.config.num_image_with_embedding
         if limit is None:
             logger.warning_once(

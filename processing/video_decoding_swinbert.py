@@ -258,6 +258,8 @@ class _Timeline:
     time_base: Fraction
     end_pts: int
     counted: bool  # the stream has no time stamps: frames are numbered as they come
+    container: str  # FFmpeg's name
+    promised: int  # frames that the header promises, 0 where it says nothing
     cut: set[int]  # the frame that the end of the file cuts through, if any
 
     def __len__(self) -> int:
@@ -267,6 +269,11 @@ class _Timeline:
     def seconds(self) -> np.ndarray:
         """(frames,) seconds from the first frame."""
         return (self.pts - self.pts[0]) * float(self.time_base)
+
+    @property
+    def tolerance(self) -> float:
+        """Seconds within which a moment can belong to one frame only."""
+        return 0.5 * float(min(np.diff(self.pts), default=self.end_pts - self.pts[0])) * float(self.time_base)
 
     def metadata(self, first: int, last: int) -> VideoMetadata:
         """Of the frames from `first` up to, not including, `last`."""
@@ -305,7 +312,9 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
             name, "undecodable", f"expected frames, found a header that promises {stream.frames} and none in the file."
         )
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    if counted := any(stamp is None for stamp in pts):
+    # AVI knows when a frame is decoded, not when it is shown, which differs where there are B-frames.
+    decode_times = container.format.name == "avi" and context.has_b_frames and None not in pts and pts == sorted(pts)
+    if counted := decode_times or None in pts:
         time_base, packet_of_frame = 1 / Fraction(rate), np.arange(len(pts))
         pts, durations = list(range(len(pts))), [1] * len(pts)
     else:
@@ -335,6 +344,8 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
         time_base=time_base,
         end_pts=int(frame_pts[-1] + last_duration),
         counted=counted,
+        container=container.format.name,
+        promised=stream.frames,
         cut=cut,
     )
 
@@ -423,9 +434,11 @@ def _decode_pyav(name: str, media: str | BinaryIO, timeline: _Timeline, wanted: 
     found: dict[int, np.ndarray] = {}
     with _Decoder(name, media, timeline) as decoder:
         for first, last in _spans(timeline, wanted):
-            for number, frame in decoder.frames(first, last, skip):
+            for number, frame in decoder.frames(first, last, None if timeline.counted else skip):
                 if number in numbers:
                     found[number] = decoder.picture(frame)
+                if len(found) == len(numbers):
+                    break
     stand_ins = 0
     if lost := sorted(numbers - found.keys()):
         repaired, stand_ins = _repair(name, media, timeline, lost)
@@ -587,17 +600,29 @@ def _decode_decord(name: str, media: str | BinaryIO, timeline: _Timeline, wanted
         import decord
     except ImportError as error:
         raise ImportError('The "decord" backend needs decord: pip install decord') from error
+    if timeline.promised > len(timeline.packet_pts) or timeline.container == "mpegts":
+        # It allocates what a header promises, loses what comes before the second key frame of a transport stream.
+        raise VideoDecodeError(name, "backend", 'decord cannot read this file in full; "pyav" can.')
     if not isinstance(media, str):
         media.seek(0)
     try:
         reader = decord.VideoReader(media, ctx=decord.cpu(0))
         shown_at = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
-        frames = reader.get_batch(_nearest(name, "decord", shown_at, timeline, wanted)).asnumpy()
+        shown_at -= shown_at[0]
+        seconds = timeline.seconds[wanted]
+        numbers = np.abs(shown_at[None] - seconds[:, None]).argmin(axis=1)
+        _check_moments(name, "decord", timeline, shown_at[numbers], seconds)
+        # After a seek it numbers frames from the key frame's place in the file: right where nothing is shown out of it.
+        keys = np.flatnonzero(timeline.is_key)
+        if np.array_equal(timeline.packet_pts[keys], timeline.pts[keys[keys < len(timeline)]]):
+            return reader.get_batch(numbers).asnumpy()
+        keep = set(numbers.tolist())
+        frames = (reader.next() for _ in range(max(keep) + 1))
+        return np.stack([frame.asnumpy() for number, frame in enumerate(frames) if number in keep])
     except VideoDecodeError:
         raise
     except Exception as error:
-        raise VideoDecodeError(name, "backend", f'decord cannot decode it ({error}); backend="pyav" may.') from error
-    return frames
+        raise VideoDecodeError(name, "backend", f'decord cannot decode it ({error}); "pyav" may.') from error
 
 
 def _decode_torchcodec(
@@ -605,34 +630,30 @@ def _decode_torchcodec(
 ) -> np.ndarray:
     try:
         from torchcodec.decoders import VideoDecoder
-    except (ImportError, RuntimeError) as error:
-        raise ImportError(f'The "torchcodec" backend needs torchcodec and its FFmpeg: {error}') from error
+    except ImportError as error:
+        raise ImportError('The "torchcodec" backend needs torchcodec: pip install torchcodec') from error
     if not isinstance(media, str):
         media.seek(0)
-    # The middle of the time for which a frame is shown: no rounding of seconds leads to its neighbour.
-    borders = np.append(timeline.pts, timeline.end_pts) * float(timeline.time_base)
-    moments = (borders[wanted] + borders[wanted + 1]) / 2
+    seconds = timeline.pts * float(timeline.time_base)
     try:
         decoder = VideoDecoder(media, stream_index=stream_index, dimension_order="NHWC", seek_mode="exact")
-        frames = decoder.get_frames_played_at(seconds=moments.tolist()).data.numpy()
+        if decoder.metadata.num_frames == len(timeline):
+            batch = decoder.get_frames_at(indices=wanted.tolist())
+        else:
+            batch = decoder.get_frames_played_at(seconds=(seconds[wanted] + timeline.tolerance).tolist())
     except Exception as error:
-        raise VideoDecodeError(
-            name, "backend", f'torchcodec cannot decode it ({error}); backend="pyav" may.'
-        ) from error
-    return frames
+        if "Could not load libtorchcodec" in str(error):  # said only at its first use
+            raise ImportError('The "torchcodec" backend needs the shared libraries of FFmpeg 4 to 8.') from error
+        raise VideoDecodeError(name, "backend", f'torchcodec cannot decode it ({error}); "pyav" may.') from error
+    _check_moments(name, "torchcodec", timeline, batch.pts_seconds.numpy(), seconds[wanted])
+    return batch.data.numpy()
 
 
-def _nearest(name: str, backend: str, shown_at: np.ndarray, timeline: _Timeline, wanted: np.ndarray) -> np.ndarray:
-    """Which of a decoder's own frames, shown at `shown_at` seconds, are the `wanted` ones."""
-    seconds = timeline.seconds[wanted]
-    distance = np.abs((shown_at - shown_at[0])[None] - seconds[:, None])
-    nearest = distance.argmin(axis=1)
-    off = distance.min(axis=1).max()
-    if off > 0.5 * timeline.end_pts * float(timeline.time_base) / len(timeline):
-        raise VideoDecodeError(
-            name, "backend", f'{backend} counts its frames otherwise (off by {off:.3f} s); backend="pyav" decodes it.'
-        )
-    return nearest
+def _check_moments(name: str, backend: str, timeline: _Timeline, found: np.ndarray, wanted: np.ndarray) -> None:
+    """Refuses frames of another moment (after a seek that landed too late, say) rather than to take them for the wanted."""
+    off = np.abs(found - wanted).max()
+    if off > timeline.tolerance:
+        raise VideoDecodeError(name, "backend", f'{backend} gives a frame {off:.3f} s from the wanted; "pyav" does not.')
 
 
 __all__ = ["BACKENDS", "VideoDecodeError", "VideoMetadata", "decode_video", "frame_range", "sample_indices"]
