@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from importlib import resources
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ def caption(
         )
     alone = len(clips) == 1 and found == [(clips[0], None)]
     num_failed = 0
-    with _captions_on_stdout(len(found)) as advance:
+    with _lines_and_progress(len(found)) as write:
         for clip, error in found:
             result = {"path": clip, "caption": None, "score": None, "error": error}
             if error is None:
@@ -125,10 +125,11 @@ def caption(
                 num_failed += 1
                 _say(f"{clip}: {result['error']}")
             if output_format is OutputFormat.jsonl:
-                typer.echo(json.dumps(result))
-            elif result["error"] is None:
-                typer.echo(result["caption"] if alone else f"{clip}\t{result['caption']}")
-            advance()
+                write(json.dumps(result))
+            elif result["error"] is not None:
+                write(None)
+            else:
+                write(result["caption"] if alone else f"{clip}\t{result['caption']}")
     if num_failed:
         if len(found) > 1:
             _say(f"{num_failed} of {len(found)} clips have no caption.")
@@ -171,22 +172,32 @@ def _caption_one(pipe, clip: str, start: float | None, end: float | None) -> dic
 
 
 @contextmanager
-def _captions_on_stdout(num_clips: int) -> Iterator:
-    """Gives a function that moves a progress bar: on stderr, where that is a terminal and there are many clips."""
+def _lines_and_progress(num_clips: int) -> Iterator[Callable[[str | None], None]]:
+    """
+    Gives a function that writes the line of one clip, if it has one, to stdout, and moves a progress bar: on stderr,
+    where that is a terminal and there are many clips.
+    """
     for stream in (sys.stdout, sys.stderr):
         # File names need not be valid text.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     if num_clips < 2 or not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda line: None if line is None else print(line, flush=True)
         return
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("clips"))
-    # Captions that go to a file or a pipe must not pass through the terminal.
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()
-    ) as progress:
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+
+    def write(line: str | None) -> None:
+        if line is not None:
+            # The bar makes room where both are the same terminal; what rich redirects would land on stderr.
+            progress.stop()
+            print(line, flush=True)
+            progress.start()
+        progress.advance(task)
+
+    with progress:
         task = progress.add_task("Captioning", total=num_clips)
-        yield lambda: progress.advance(task)
+        yield write
 
 
 def bundled_model() -> Path:
@@ -216,7 +227,7 @@ def _load_pipeline(
     from swinbert.processing import VideoCaptioningPipeline
 
     try:
-        return pipeline(
+        return pipeline(  # type: ignore[call-overload]  # its types know the tasks of transformers alone
             "video-captioning",
             model=model,
             # Ours, whatever pipeline code the model brings along.

@@ -193,9 +193,9 @@ def test_progress_stays_off_stdout(monkeypatch, model, folder, capsys):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with cli._captions_on_stdout(2) as advance:
-        print("a caption")
-        advance()
+    with cli._lines_and_progress(2) as write:
+        write("a caption")
+        write(None)
     assert capsys.readouterr().out == "a caption\n"
     assert "Captioning" in terminal.getvalue()
 

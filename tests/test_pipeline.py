@@ -244,6 +244,14 @@ def test_other_numbers_of_frames(pipe, clips):
         pipe([{"video": clips[0], "num_frames": 4}, clips[1]], batch_size=2)
 
 
+def test_a_sparse_mask_fixes_the_number_of_frames(clips):
+    pipe = make_pipeline("soft")
+    assert texts([pipe(clips[0], num_frames=8)]) == texts([pipe(clips[0])])
+    for clip, options in ((clips[0], {"num_frames": 16}), ({"video": clips[0], "num_frames": 16}, {})):
+        with pytest.raises(ValueError, match="learned on 8 frames, got num_frames=16"):
+            pipe(clip, **options)
+
+
 def test_pipelines_of_other_models_are_refused(pipe):
     with pytest.raises(ValueError, match="processor"):
         VideoCaptioningPipeline(pipe.model, device="cpu")
