@@ -39,6 +39,10 @@ class DataArguments:
     max_masked_tokens: int = field(default=45, metadata={"help": "At most so many masked tokens in a caption."})
     num_samples: int = field(default=4, metadata={"help": "Captions to print at every evaluation."})
 
+    def __post_init__(self):
+        if self.eval_split == "none":
+            self.eval_split = None
+
 
 @dataclass
 class SwinBertTrainingArguments(TrainingArguments):
@@ -65,8 +69,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         The arguments of model, data and training, and the fields of the model's configuration.
 
     Raises:
-        ValueError: the recipe has an argument that does not exist.
-        SystemExit: the command line has one.
+        ValueError: an argument does not exist.
+        SystemExit: an argument's value is not of its type, or one is missing; argparse has printed which.
     """
     argv, recipe = list(argv), {}
     if argv and argv[0].endswith((".yaml", ".yml")):
@@ -91,7 +95,7 @@ def _as_argv(recipe: dict[str, Any]) -> list[str]:
     argv: list[str] = []
     for name, value in recipe.items():
         if value is None:
-            continue
+            continue  # as if it were not there
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         argv += [f"--{name}", *map(str, values)]
     return argv

@@ -50,14 +50,25 @@ def _read_folder(folder: Path, split: str) -> datasets.Dataset:
     metadata = folder / "metadata.jsonl"
     if not metadata.is_file():
         raise FileNotFoundError(f"{folder} has no metadata.jsonl with `file_name` and `captions` of each clip.")
-    lines = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = []
+    for number, text in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            line["video"] = {"path": str(folder / line["file_name"]), "bytes": None}
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{metadata}, line {number}: expected an object with `file_name`, got {text!r}."
+            ) from error
+        lines.append(line)
     splits = Counter(line.get("split", "train") for line in lines)
     if split not in splits:
         raise ValueError(f"{folder} has no split {split!r}, only {dict(splits)} clips.")
-    lines = [line for line in lines if line.get("split", "train") == split]
-    for line in lines:
-        line["video"] = {"path": str(folder / line["file_name"]), "bytes": None}
-    return datasets.Dataset.from_list(lines)
+    chosen = [line for line in lines if line.get("split", "train") == split]
+    # All keys for every line: `datasets` would look at the first line's alone.
+    names = dict.fromkeys(name for line in chosen for name in line)
+    return datasets.Dataset.from_list([{name: line.get(name) for name in names} for line in chosen])
 
 
 def build_tokenizer(captions: Iterable[str]) -> BertTokenizerFast:

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trainer.save_model()
     metrics = {**result.metrics, **(trainer.evaluate() if eval_clips else {})}
     trainer.save_metrics("all", metrics)
+    trainer.save_state()
     return metrics
 
 

@@ -1,0 +1,137 @@
+"""The world of moving shapes: what its captions say, and that its clips show it."""
+
+import filecmp
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from swinbert.processing import decode_video
+from swinbert.training import moving_shapes
+from swinbert.training.moving_shapes import Content, all_contents, content, held_out, make_shapes, render, wordings
+
+SEQUENCE = Content("red", "circle", ("left", "grow"), size="small")
+PASSAGE = Content("red", "circle", ("left",), relation="behind", other_colour="blue", other_shape="square")
+
+
+def drawn(what: Content, seed: int = 0) -> np.ndarray:
+    return render(what, np.random.default_rng(seed))
+
+
+def centre(frame: np.ndarray, colour: str) -> np.ndarray:
+    """Mean (row, column) of the pixels that are nearest to a colour, and their number."""
+    distance = np.abs(frame.astype(int) - moving_shapes.COLOURS[colour]).sum(-1)
+    rows, columns = np.nonzero(distance < 90)
+    return np.array([rows.mean(), columns.mean(), len(rows)])
+
+
+def test_every_wording_is_read_back():
+    # Hence no two contents share a wording.
+    for what in random.Random(0).sample(all_contents(), 60):
+        patterns = wordings(what)
+        assert len(patterns) >= 4
+        for said in patterns:
+            assert {content(caption) for caption in said} == {what}
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A small red circle moves left , then it grows .", SEQUENCE),
+        ("after sliding to the left, the little red disc gets bigger", SEQUENCE),
+        ("a red disc passes behind a blue box from right to left", PASSAGE),
+        ("a small red circle grows, then it moves left", replace(SEQUENCE, actions=("grow", "left"))),
+    ],
+)
+def test_content(caption, expected):
+    assert content(caption) == expected
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "a small red circle",
+        "a small red circle moves left",
+        "a red circle moves left, then it grows",
+        "a small red circle moves left, then it moves left",
+        "a small red red circle moves left, then it grows",
+        "a small red circle moves left, then it grows and grows",
+        "a small red circle grows and passes behind a blue square",
+        "a red circle grows and passes behind a blue square",
+        "a red circle moves left and passes behind a red square",
+        "a red circle passes behind a blue square from left to left",
+    ],
+)
+def test_malformed_sentences_say_nothing(caption):
+    assert content(caption) is None
+
+
+def test_held_out_combinations_leave_every_part_to_the_training_split():
+    everything = all_contents()
+    known = [what for what in everything if not held_out(what)]
+    unseen = [what for what in everything if held_out(what)]
+    for field in ("colour", "shape", "size", "relation", "other_colour", "other_shape"):
+        assert {getattr(what, field) for what in known} == {getattr(what, field) for what in everything}
+    actions = set(moving_shapes.ACTIONS)
+    assert {what.actions[0] for what in known} == {what.actions[-1] for what in known} == actions
+    assert not {(w.colour, w.shape) for w in known} & {("red", "circle"), ("blue", "triangle")}
+    assert len(unseen) > 1000
+
+
+def test_a_clip_shows_what_its_caption_says():
+    moves = drawn(SEQUENCE)
+    start, turn, end = (centre(moves[t], "red") for t in (0, 10, 23))
+    assert turn[1] < start[1] - 12  # to the left ...
+    assert turn[2] == pytest.approx(start[2], rel=0.15)
+    assert end[2] > 1.9 * start[2]  # ... and then larger
+    assert end[1] == pytest.approx(turn[1], abs=4)
+
+    blinks = drawn(replace(SEQUENCE, actions=("blink", "up")))
+    seen = [np.abs(frame.astype(int) - moving_shapes.COLOURS["red"]).sum(-1).min() < 90 for frame in blinks]
+    assert not all(seen[:13]) and all(seen[14:])
+
+
+def test_behind_hides_and_in_front_does_not():
+    for seed in range(5):
+        behind, front = (drawn(replace(PASSAGE, relation=relation), seed) for relation in ("behind", "front"))
+        red = [[(np.abs(f.astype(int) - [225, 40, 40]).sum(-1) < 90).sum() for f in clip] for clip in (behind, front)]
+        assert min(red[0]) < 0.3 * max(red[0])
+        assert min(red[1]) > 0.8 * max(red[1])
+
+
+@pytest.mark.parametrize("action", ["left", "up"])
+def test_single_frames_do_not_tell_the_direction(action):
+    """The frames of a passage, in the other order, are those of the opposite passage."""
+    opposite = {"left": "right", "up": "down"}[action]
+    there, back = (drawn(replace(PASSAGE, actions=(each,))) for each in (action, opposite))
+    assert np.abs(there[::-1].astype(int) - back).mean() < 1
+
+
+def test_make_shapes(tmp_path):
+    folder = make_shapes(tmp_path / "a", train=3, validation=1, test=2, seed=5)
+    again = make_shapes(tmp_path / "b", train=4, validation=1, test=2, seed=5)
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines] == ["train"] * 3 + ["validation"] + ["test"] * 2
+    for line in lines:
+        clip, known = folder / line["file_name"], line["content"]
+        frames, metadata = decode_video(clip)
+        assert frames.shape == (24, 64, 64, 3)
+        assert metadata.fps == 12
+        assert clip.stat().st_size < 20_000
+        assert filecmp.cmp(clip, again / line["file_name"], shallow=False)
+        said = Content(**{**known, "actions": tuple(known["actions"])})
+        assert len(set(line["captions"])) == 4
+        assert {content(caption) for caption in line["captions"]} == {said}
+        assert bool(line["held_out"]) == (line["split"] == "test")
+        assert line["held_out"] == held_out(said)
+
+
+def test_make_shapes_refuses_a_folder_in_use_and_odd_numbers(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="not empty"):
+        make_shapes(tmp_path, train=1)
+    with pytest.raises(ValueError, match="numbers of clips"):
+        make_shapes(tmp_path / "x", train=-1)

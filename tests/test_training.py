@@ -1,0 +1,288 @@
+"""Training: masking and parameter groups of the original, datasets, recipes, and a run from clips to a saved model."""
+
+import json
+import random
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from swinbert import SwinBertConfig
+from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
+from swinbert.training import evaluate, train
+from swinbert.training.arguments import SwinBertTrainingArguments, parse_arguments
+from swinbert.training.collators import CaptionCollator, mask_caption
+from swinbert.training.data import ClipDataset, build_tokenizer, load_clips, shift_clip
+from swinbert.training.moving_shapes import make_shapes
+from swinbert.training.trainer import VideoCaptioningTrainer
+
+ORIGINAL = json.loads((golden.FOLDER / "training.json").read_text())
+RECIPE = Path(train.__file__).parent / "recipes" / "moving_shapes.yaml"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("world") / "shapes", train=6, validation=2, test=2)
+
+
+@pytest.fixture(scope="module")
+def processor(shapes):
+    captions = [caption for each in load_clips(shapes, "train")["captions"] for caption in each]
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    return SwinBertProcessor(SwinBertVideoProcessor(num_frames=4, **size), build_tokenizer(captions))
+
+
+# ------------------------------------------------------------------------------------------------------------ masking
+
+
+@pytest.mark.parametrize("case", ORIGINAL["captions"], ids=lambda case: case["case"])
+def test_masks_the_tokens_that_the_original_masks(case):
+    generator = random.Random(case["seed"])
+    for caption in case["captions"]:
+        masked, labels = mask_caption(
+            caption["input_ids"],
+            ORIGINAL["mask_token_id"],
+            ORIGINAL["vocab_size"],
+            case["mask_prob"],
+            case["max_masked_tokens"],
+            generator,
+        )
+        assert masked == caption["masked"]
+        assert [position for position, label in enumerate(labels) if label != -100] == caption["positions"]
+        assert all(labels[position] == caption["input_ids"][position] for position in caption["positions"])
+
+
+@pytest.mark.parametrize("setting", ORIGINAL["num_masked"])
+def test_number_of_masked_tokens(setting):
+    mask_prob, most = (float(part.split("=")[1]) for part in setting.split(","))
+    for length, expected in ORIGINAL["num_masked"][setting].items():
+        labels = mask_caption(range(int(length)), 103, 200, mask_prob, int(most), random.Random(0))[1]
+        assert sum(label != -100 for label in labels) == expected
+
+
+def test_share_of_masks_random_and_kept_tokens():
+    generator, kinds, positions = random.Random(0), [], set()
+    for _ in range(2000):
+        masked, labels = mask_caption([101, *[7] * 8, 102], 103, 10_000, 0.5, 45, generator)
+        chosen = [position for position, label in enumerate(labels) if label != -100]
+        positions.update(chosen)
+        kinds += ["mask" if masked[p] == 103 else "kept" if masked[p] == labels[p] else "random" for p in chosen]
+    assert positions == set(range(1, 10))  # [SEP] may be, [CLS] never
+    share = {kind: kinds.count(kind) / len(kinds) for kind in ("mask", "kept", "random")}
+    assert share == pytest.approx({"mask": 0.8, "kept": 0.1, "random": 0.1}, abs=0.015)
+
+
+# ----------------------------------------------------------------------------------------------------------- collator
+
+
+def test_batch_groups_captions_by_clip(shapes, processor):
+    dataset = ClipDataset(load_clips(shapes, "train"), processor.video_processor)
+    collator = CaptionCollator(processor, captions_per_clip=3)
+    batch = collator([dataset[4], dataset[1]])
+    assert next(iter(batch)) == "pixel_values_videos"
+    assert batch["pixel_values_videos"].shape == (2, 4, 3, 32, 32)
+    assert batch["index"].tolist() == [4, 1]
+    original = torch.where(batch["labels"] != -100, batch["labels"], batch["input_ids"])
+    captions = processor.batch_decode(original, skip_special_tokens=True)
+    for row, caption in enumerate(captions):
+        said = dataset[4 if row < 3 else 1]["captions"]
+        # What is not predicted may not have been changed.
+        assert caption in said
+    assert len(set(captions[:3])) == len(set(captions[3:])) == 3
+    assert torch.equal(batch["attention_mask"], (original != processor.tokenizer.pad_token_id).long())
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+    assert (batch["labels"][:, 0] == -100).all()
+
+
+def test_causal_batch_is_not_masked(shapes, processor):
+    dataset = ClipDataset(load_clips(shapes, "train"), processor.video_processor)
+    batch = CaptionCollator(processor, objective="causal_lm", max_caption_length=6)([dataset[0]])
+    assert torch.equal(batch["labels"], batch["input_ids"])
+    assert batch["input_ids"].shape == (1, 6)
+    assert batch["input_ids"][0, -1] == processor.tokenizer.sep_token_id
+
+
+def test_reproducible_batches_are_alike_and_others_are_not(shapes, processor):
+    dataset = ClipDataset(load_clips(shapes, "train"), processor.video_processor)
+    examples = [dataset[index] for index in range(6)]
+    fixed, free = CaptionCollator(processor, reproducible=True), CaptionCollator(processor)
+    assert torch.equal(fixed(examples)["labels"], fixed(examples)["labels"])
+    random.seed(0)
+    assert not all(torch.equal(free(examples)["input_ids"], fixed(examples)["input_ids"]) for _ in range(3))
+
+
+def test_few_captions_are_repeated(shapes, processor):
+    example = {**ClipDataset(load_clips(shapes, "train"), processor.video_processor)[0], "captions": ["a", "a red"]}
+    assert CaptionCollator(processor, captions_per_clip=5)([example])["input_ids"].shape[0] == 5
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def test_kept_frames_are_the_decoded_ones(shapes, processor):
+    clips = load_clips(shapes, "validation")
+    decoded, kept = (ClipDataset(clips, processor.video_processor, keep_frames=keep) for keep in (False, True))
+    for index in (1, 0, 1):
+        np.testing.assert_array_equal(kept[index]["frames"], decoded[index]["frames"])
+    assert kept[0]["frames"].shape == (4, 64, 64, 3)
+
+
+def test_shift_clip():
+    frames = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    np.testing.assert_array_equal(shift_clip(frames, 0, 0), frames)
+    shifted = shift_clip(frames, 1, -2)
+    np.testing.assert_array_equal(shifted[:, 1:, :3], frames[:, :-1, 2:])
+    np.testing.assert_array_equal(shifted[:, 0], shifted[:, 1])  # the edge, repeated
+
+
+def test_start_and_end_cut_a_clip(shapes, processor, tmp_path):
+    clip = load_clips(shapes, "train")[0]["video"]["path"]
+    lines = [{"file_name": clip, "captions": ["a b"]}, {"file_name": clip, "captions": ["a b"], "start": 0, "end": 0.4}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    whole, part = (ClipDataset(load_clips(tmp_path, "train"), processor.video_processor)[i]["frames"] for i in (0, 1))
+    np.testing.assert_array_equal(whole[0], part[0])
+    assert not np.array_equal(whole[-1], part[-1])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "split", "error", "message"),
+    [
+        (None, "train", FileNotFoundError, "no metadata.jsonl"),
+        ('{"file_name": "a.mp4", "captions": ["a"], "split": "test"}', "train", ValueError, "only {'test': 1}"),
+        ('{"file_name": "a.mp4", "captions": []}', "train", ValueError, "list of captions"),
+        ('{"file_name": "a.mp4", "captions": [" "]}', "train", ValueError, "list of captions"),
+        ('{"file_name": "a.mp4", "caption": "a"}', "train", ValueError, "no `captions`"),
+        ('{"captions": ["a"]}', "train", ValueError, "line 1.*file_name"),
+        ("not json", "train", ValueError, "line 1"),
+    ],
+)
+def test_bad_folders_are_refused(tmp_path, metadata, split, error, message):
+    if metadata is not None:
+        (tmp_path / "metadata.jsonl").write_text(metadata)
+    with pytest.raises(error, match=message):
+        load_clips(tmp_path, split)
+
+
+def test_vocabulary_knows_the_captions_and_spells_the_rest():
+    tokenizer = build_tokenizer(["A red disc, then it hops.", "a box"])
+    assert tokenizer.decode(tokenizer("a red disc, then it hops.").input_ids, skip_special_tokens=True).split()
+    assert tokenizer.unk_token_id not in tokenizer("red zebra 42").input_ids
+    assert len(tokenizer("a red box").input_ids) == 5
+    assert tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]) == list(range(6))
+
+
+# ---------------------------------------------------------------------------------------------------------- optimiser
+
+
+def test_parameter_groups_are_the_originals(tmp_path):
+    wanted, model = ORIGINAL["optimizer"], golden.tiny_model("e8", "soft")
+    rates = {name: wanted[name] for name in ("learning_rate", "backbone_lr_factor")}
+    arguments = SwinBertTrainingArguments(output_dir=str(tmp_path), use_cpu=True, weight_decay=0.2, **rates)
+    trainer = VideoCaptioningTrainer(model=model, args=arguments)
+    names = {id(parameter): golden.original_name(name) for name, parameter in model.named_parameters()}
+    found = {
+        (round(group["lr"], 9), group["weight_decay"]): {names[id(each)] for each in group["params"]}
+        for group in trainer.parameter_groups(model)
+    }
+    for group in wanted["groups"]:
+        # What the original carries along unused is not in our model.
+        params = {name for name in group["params"] if "cls_img_feat" not in name and "pooler" not in name}
+        assert found.pop((round(group["lr"], 9), group["weight_decay"])) == params
+    assert not found
+
+
+# ---------------------------------------------------------------------------------------------------- recipe, and run
+
+
+def test_command_line_beats_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "dataset: there\nlearning_rate: 1e-3\nkeep_frames: true\nconfig: {hidden_size: 64, sparse_mask: soft}"
+    )
+    changes = "--learning_rate 2e-4 --output_dir x --config.sparse_mask none --config.vision_config.embed_dim=16"
+    model, data, training, config = parse_arguments([str(recipe), *changes.split()])
+    assert (data.dataset, data.keep_frames, data.captions_per_clip, model.model) == ("there", True, 1, None)
+    assert (training.learning_rate, training.weight_decay, training.remove_unused_columns) == (2e-4, 0.2, False)
+    assert config == {"hidden_size": 64, "sparse_mask": "none", "vision_config": {"embed_dim": 16}}
+
+
+def test_unknown_arguments_are_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset: x\nlerning_rate: 1")
+    with pytest.raises(ValueError, match="lerning_rate"):
+        parse_arguments([str(recipe)])
+    with pytest.raises(ValueError, match="lerning_rate"):
+        parse_arguments(["--dataset", "x", "--lerning_rate", "1"])
+
+
+def test_the_bundled_recipe_makes_a_small_model():
+    _, _, training, config = parse_arguments([str(RECIPE)])
+    assert yaml.safe_load(RECIPE.read_text())["learning_rate"] == training.learning_rate
+    assert SwinBertConfig(**config).sparse_mask == "soft"
+
+
+TINY = [
+    *("--config.hidden_size=32", "--config.num_attention_heads=2", "--config.num_hidden_layers=2"),
+    *("--config.intermediate_size=32", "--config.projection_dim=32", "--config.vision_config.image_size=32"),
+    *("--config.vision_config.embed_dim=16", "--config.vision_config.num_frames=4"),
+]
+
+
+def test_train_and_evaluate(shapes, tmp_path, capsys):
+    output = tmp_path / "model"
+    metrics = train.main(
+        [
+            *(str(RECIPE), "--dataset", str(shapes), "--output_dir", str(output), *TINY),
+            *("--max_steps", "2", "--logging_steps", "1", "--eval_steps", "1", "--per_device_train_batch_size", "2"),
+            *("--gradient_accumulation_steps", "2", "--disable_tqdm", "true"),
+        ]
+    )
+    assert {"eval_caption_loss", "eval_sparsity_loss", "eval_exact_content", "train_loss"} <= set(metrics)
+    assert metrics["eval_loss"] == pytest.approx(
+        metrics["eval_caption_loss"] + 0.1 * metrics["eval_sparsity_loss"], abs=1e-3
+    )
+    assert "generated: " in capsys.readouterr().err
+
+    model, processor = AutoModelForImageTextToText.from_pretrained(output), AutoProcessor.from_pretrained(output)
+    clip = load_clips(shapes, "test")[0]["video"]["path"]
+    inputs = processor(videos=clip, return_tensors="pt")
+    assert inputs["pixel_values_videos"].shape == (1, 4, 3, 32, 32)
+    assert model.generate(**inputs).shape[1] <= model.config.max_caption_length
+
+    result = evaluate.main(["--model", str(output), "--dataset", str(shapes), "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1]) == result
+    assert result["clips"] == 2 and printed.err.count("reference: ") == 2 - result["exact"]
+
+
+def test_accumulated_steps_log_the_loss_of_one_big_step(shapes, tmp_path):
+    """Four clips at once and four times one clip: the same caption loss is logged, and the same weights come out."""
+    common = ["--dataset", str(shapes), *TINY, "--max_steps", "1", "--logging_steps", "1", "--disable_tqdm", "true"]
+    common += ["--max_shift", "0", "--eval_split", "none", "--eval_strategy", "no", "--config.objective=causal_lm"]
+    common += ["--warmup_steps", "0", "--captions_per_clip", "4"]
+    states, losses = [], []
+    for name, size, steps in (("big", 4, 1), ("small", 1, 4)):
+        batch = ["--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", str(steps)]
+        train.main([str(RECIPE), *common, *batch, "--output_dir", str(tmp_path / name)])
+        states.append(AutoModelForImageTextToText.from_pretrained(tmp_path / name).state_dict())
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        losses.append(history[0]["caption_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, atol=2e-4, rtol=0, msg=name)
+
+
+def test_exact_content_compares_meaning():
+    reference = "a small red circle moves left, then it grows"
+    captions = [
+        "after sliding to the left, a little red disc grows",
+        "a small red circle grows, then it moves left",
+        "a",
+    ]
+    assert evaluate.exact_content(captions, [reference] * 3) == [True, False, False]
+    with pytest.raises(ValueError, match="moving shapes"):
+        evaluate.exact_content(["a"], ["a man is singing"])
