@@ -1,6 +1,7 @@
 """Clips and captions to the model's input, and its output back to captions: a video processor and a tokenizer."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
@@ -8,6 +9,9 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from .video_decoding_swinbert import decode_video  # noqa: F401 - named here, so that save_pretrained ships its file
 from .video_processing_swinbert import SwinBertVideoProcessorKwargs
 from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
+
+if TYPE_CHECKING:
+    from .pipeline_swinbert import VideoCaptioningPipeline  # noqa: F401 - the same
 
 # What BERT's word pieces hold apart and English writes together, in the original's order. The one about "do not" is its own.
 _JOINED = (
@@ -46,26 +50,18 @@ class SwinBertProcessor(ProcessorMixin):
         tokenizer (`PreTrainedTokenizerBase`): what becomes of captions: `[CLS] caption [SEP]`.
     """
 
-    attributes = ["video_processor", "tokenizer"]
-    video_processor_class = "AutoVideoProcessor"
-    tokenizer_class = "AutoTokenizer"
     valid_processor_kwargs = SwinBertProcessorKwargs
 
     def __init__(self, video_processor: Any = None, tokenizer: Any = None, **kwargs):
         super().__init__(video_processor, tokenizer, **kwargs)
 
     def __call__(
-        self,
-        images: None = None,
-        text: str | list[str] | None = None,
-        videos: Any = None,
-        audio: None = None,
-        **kwargs: Unpack[SwinBertProcessorKwargs],
+        self, videos: Any = None, text: str | list[str] | None = None, **kwargs: Unpack[SwinBertProcessorKwargs]
     ) -> BatchFeature:
         """
         Args:
-            text (`str` or `list[str]`, *optional*): captions, or the beginnings of captions.
             videos (*optional*): one clip or a list of clips, see [`SwinBertVideoProcessor`].
+            text (`str` or `list[str]`, *optional*): captions, or the beginnings of captions.
             kwargs: `start`, `end` (seconds, or lists with one for each clip), `num_frames`, `fps`, `frame_sampling` and the
                 rest of the video processor's; `max_length`, `padding`, `truncation` and the rest of the tokenizer's;
                 `return_tensors`, `return_metadata`.
@@ -78,12 +74,17 @@ class SwinBertProcessor(ProcessorMixin):
             VideoDecodeError: a clip cannot be used.
             ValueError: neither `text` nor `videos` is given, or an image or audio is.
         """
-        for name, value in (("images", images), ("audio", audio)):
-            if value is not None:
-                raise ValueError(
-                    f"{type(self).__name__} takes `videos` and `text`, not `{name}`; a picture is a clip too."
-                )
+        if other := {"images", "audio"} & kwargs.keys():
+            raise ValueError(
+                f"{type(self).__name__} takes `videos` and `text`, not `{other.pop()}`; a picture is a clip of one frame."
+            )
         return super().__call__(text=text, videos=videos, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """transformers' own, except that the processor is the same afterwards: `auto_map` is of the folder, not of it."""
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.__dict__.pop("auto_map", None)
+        return files
 
     def decode(self, token_ids: Any, *args, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
         """The tokenizer's `decode`; without special tokens, the caption as `post_process_caption` writes it."""
