@@ -227,7 +227,7 @@ def _load_pipeline(
     from swinbert.processing import VideoCaptioningPipeline
 
     try:
-        return pipeline(  # type: ignore[call-overload]  # its types know the tasks of transformers alone
+        return pipeline(
             "video-captioning",
             model=model,
             # Ours, whatever pipeline code the model brings along.

@@ -135,7 +135,7 @@ class VideoCaptioningPipeline(Pipeline):
             return {"error": [str(error)]}
 
     def _forward(self, model_inputs, **generate_kwargs) -> dict[str, list]:
-        """Generates for the readable clips: `sequences` (R, L) and `scores` (R,) of each, `None` for the others."""
+        """Lists over clips: `sequences` (R, L) and `scores` (R,) of those that were read, `error` of the others."""
         errors = model_inputs.pop("error")
         readable = [index for index, error in enumerate(errors) if error is None]
         sequences: list[torch.Tensor | None] = [None] * len(errors)
@@ -316,9 +316,10 @@ def _scores(generated, eos_token_ids: list[int]) -> torch.Tensor:
     return total / length.clamp(min=1)
 
 
-_IMPLEMENTATION = {"pt": (AutoModelForImageTextToText,), "type": "multimodal"}
-# `save_pretrained` writes this into config.json; set here, since a class that came from the Hub is never registered.
-VideoCaptioningPipeline._registered_impl = {TASK: {"impl": VideoCaptioningPipeline, **_IMPLEMENTATION}}
+# `save_pretrained` writes this into config.json. Set here, since a class that came from the Hub is never registered.
+VideoCaptioningPipeline._registered_impl = {
+    TASK: {"impl": VideoCaptioningPipeline, "pt": (AutoModelForImageTextToText,), "type": "multimodal"}
+}
 
 
 def register_pipeline() -> None:

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from captioning import write_clip, write_git_folder
 from typer.testing import CliRunner
 
-from swinbert import cli
+from swinbert import SwinBertConfig, SwinBertForVideoCaptioning, cli
 from swinbert.processing import VideoDecodeError
 
 
@@ -175,6 +176,85 @@ def test_model_that_cannot_be_fetched_is_one_message(command, folder, monkeypatc
         assert result.exit_code == 1 and result.stdout == ""
         assert result.stderr.startswith("swinbert: Cannot use the model 'some/name': ")
         assert "network connection" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def git(tmp_path_factory):
+    return write_git_folder(tmp_path_factory.mktemp("git"))
+
+
+def test_from_files_to_captions(command, git, tmp_path):
+    good, bad = write_clip(tmp_path / "good.mp4", 0), tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    result = command("caption", tmp_path, "--model", git, "--format", "jsonl", "--beams", 2, "--device", "cpu")
+    assert result.exit_code == 1
+    failed, captioned = map(json.loads, result.stdout.splitlines())
+    assert failed["path"] == str(bad) and failed["error"] and failed["caption"] is None
+    assert captioned["path"] == str(good) and captioned["caption"] and captioned["score"] < 0
+    alone = command("caption", good, "--model", git, "--beams", 2, "--device", "cpu")
+    assert (alone.exit_code, alone.stdout, alone.stderr) == (0, captioned["caption"] + "\n", "")
+
+
+def test_without_a_model_the_bundled_one_is_used_and_said_to_be_a_demo(command, git, tmp_path, monkeypatch):
+    clip = write_clip(tmp_path / "clip.mp4", 0)
+    monkeypatch.setattr(cli, "bundled_model", lambda: git)
+    result = command("caption", clip, "--device", "cpu")
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
+    for told in ("moving shapes", "--model microsoft/git-base-vatex", "swinbert convert"):
+        assert told in result.stderr
+    monkeypatch.setattr(cli, "bundled_model", lambda: tmp_path / "nowhere")
+    result = command("caption", clip)
+    assert result.exit_code == 1 and "bundled checkpoint is missing" in result.stderr
+
+
+def test_nothing_is_loaded_for_clips_that_are_not_there(command, model):
+    result = command("caption", "nowhere.mp4", "nor-here.mp4")
+    assert result.exit_code == 1 and "model" not in model
+    assert "nowhere.mp4: there is no such file" in result.stderr
+
+
+def test_number_of_frames_that_the_model_cannot_take_is_one_message(command, git, tmp_path):
+    clips = [write_clip(tmp_path / f"{seed}.mp4", seed) for seed in range(2)]
+    result = command("caption", *clips, "--model", git, "--num-frames", 7, "--device", "cpu")
+    assert result.exit_code == 1 and result.stderr.count("at most 6") == 1 and len(result.stderr.splitlines()) == 1
+
+
+def test_info(command, git, tmp_path):
+    result = command("info", git)
+    assert result.exit_code == 0
+    title, config = result.stdout.split("\n", 1)
+    assert "GitForCausalLM" in title and json.loads(config)["num_image_with_embedding"] == 6
+    tiny = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "num_frames": 4, "image_size": 16}
+    config = SwinBertConfig(
+        vision_config=tiny,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        vocab_size=104,
+    )
+    swinbert = SwinBertForVideoCaptioning(config)
+    with torch.no_grad():
+        swinbert.model.sparse_mask.weight.fill_(-20.0)[0, 1] = 20.0  # of 8 * 8 tokens, one sees one other
+    swinbert.save_pretrained(tmp_path)
+    result = command("info", tmp_path)
+    assert result.exit_code == 0 and f"{swinbert.num_parameters():,} parameters" in result.stdout
+    assert "sparse mask (soft): 8 x 8, 98.21% of the off-diagonal entries below 0.5; 1 of 56 alive" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (("--checkpoint", "nowhere.bin", "--output", "out"), "nowhere.bin"),
+        (("--checkpoint", "notes.txt", "--output", "out", "--set", "colour"), "KEY=VALUE"),
+        (("--checkpoint", "notes.txt", "--output", "out"), "notes.txt"),
+    ],
+)
+def test_convert_refuses_in_one_message_and_leaves_nothing(command, folder, monkeypatch, arguments, complaint):
+    monkeypatch.chdir(folder)
+    result = command("convert", *arguments)
+    assert result.exit_code == 1 and complaint in result.stderr and "Traceback" not in result.stderr
+    assert not (folder / "out").exists()
 
 
 def test_make_shapes(command, tmp_path):
