@@ -21,7 +21,7 @@ VideoSwinModel.register_for_auto_class("AutoModel")
 SwinBertModel.register_for_auto_class("AutoModel")
 SwinBertForVideoCaptioning.register_for_auto_class("AutoModelForImageTextToText")
 
-from . import processing  # noqa: E402, F401  registers the processors and the pipeline
+import swinbert.processing  # noqa: E402, F401  # registers the processors and the pipeline
 
 __all__ = [
     "SparseVideoMask",

@@ -1,6 +1,7 @@
 """Configurations of the Video Swin backbone and of SwinBERT.
 
-Shapes, here and in every file of the model: B clips, T frames, C channels, H and W pixels; N video tokens; L text tokens.
+Shapes, here and in every file of the model: B clips, T frames, C channels, H and W pixels; N video tokens; L text
+tokens.
 """
 
 import math
@@ -83,7 +84,10 @@ class VideoSwinConfig(PreTrainedConfig):
         self.patch_size = _triple("patch_size", self.patch_size)
         self.window_size = _triple("window_size", self.window_size)
         self.depths, self.num_heads = list(self.depths), list(self.num_heads)
-        self.image_size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
+        if not isinstance(self.image_size, int):
+            self.image_size = list(self.image_size)
+            if len(self.image_size) != 2:
+                raise ValueError(f"`image_size` must be one number or (height, width), got {self.image_size}.")
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
@@ -111,7 +115,10 @@ class VideoSwinConfig(PreTrainedConfig):
     @property
     def frame_size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
 
     @property
     def output_grid(self) -> tuple[int, int, int]:
@@ -134,10 +141,10 @@ class VideoSwinConfig(PreTrainedConfig):
             channels = self.embed_dim * 2**stage
             if heads < 1 or channels % heads:
                 raise ValueError(
-                    f"Stage {stage} has {channels} channels (embed_dim {self.embed_dim} x 2^{stage}), which do not divide"
-                    f" into {heads} heads: change `num_heads[{stage}]` or `embed_dim`."
+                    f"Stage {stage} has {channels} channels (embed_dim {self.embed_dim} x 2^{stage}), which do not"
+                    f" divide into {heads} heads: change `num_heads[{stage}]` or `embed_dim`."
                 )
-        if self.num_frames < 1 or len(self.frame_size) != 2 or min(self.frame_size) < 1:
+        if self.num_frames < 1 or min(self.frame_size) < 1:
             raise ValueError(
                 f"A clip needs at least one frame of at least one pixel: got `num_frames` {self.num_frames} and"
                 f" `image_size` {self.image_size}."
@@ -155,15 +162,16 @@ class SwinBertConfig(PreTrainedConfig):
         vocab_size ... type_vocab_size: the fusion encoder, with BERT's names and bert-base's values.
         max_caption_length (`int`, defaults to 50): text tokens of a training caption, `[CLS]` and `[SEP]` included. The
             tokens of an optional second text segment (context) take the positions that follow.
-        sparse_mask (`str`, defaults to `"soft"`): attention among video tokens (SwinBERT, section 3.2): `"none"` leaves it
-            full, `"soft"` weighs it by a learned mask, `"hard"` by that mask thresholded at 0.5.
+        sparse_mask (`str`, defaults to `"soft"`): attention among video tokens (SwinBERT, section 3.2): `"none"` leaves
+            it full, `"soft"` weighs it by a learned mask, `"hard"` by that mask thresholded at 0.5.
         sparse_mask_form (`str`, defaults to `"penalty"`): how the mask M enters the scores. `"penalty"` adds
             `(1 - M) * -10000`, what the released weights were trained with. `"gate"` adds `log M`, which multiplies the
             attention weights by M, as the paper describes; it lets the caption loss reach the mask.
         sparsity_loss_weight (`float`, defaults to 0.5): weight of the mean off-diagonal mask value in the loss.
-        objective (`str`, defaults to `"masked_lm"`): `"masked_lm"` predicts a token at a `[MASK]` in its place (SwinBERT),
-            `"causal_lm"` predicts every token from those before it (GIT).
-        label_smoothing (`float`, defaults to 0.0): probability mass that is spread over the other words of the vocabulary.
+        objective (`str`, defaults to `"masked_lm"`): `"masked_lm"` predicts a token at a `[MASK]` in its place
+            (SwinBERT), `"causal_lm"` predicts every token from those before it (GIT).
+        label_smoothing (`float`, defaults to 0.0): probability mass that is spread over the other words of the
+            vocabulary.
         num_video_tokens (`int`, *optional*): derived from frames and resolution; given and different, it is an error.
         num_frames, image_size (*optional*): shorthands for the fields of `vision_config`.
     """
@@ -226,8 +234,8 @@ class SwinBertConfig(PreTrainedConfig):
         """Raises `ValueError` where two fields contradict each other, saying what to change."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"`hidden_size` {self.hidden_size} does not divide into `num_attention_heads` {self.num_attention_heads}:"
-                " change one of them."
+                f"`hidden_size` {self.hidden_size} does not divide into {self.num_attention_heads} heads"
+                " (`num_attention_heads`): change one of them."
             )
         for name, allowed in (
             ("sparse_mask", ("none", "soft", "hard")),

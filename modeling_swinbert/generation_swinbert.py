@@ -1,9 +1,9 @@
 """How a masked language model speaks.
 
-Word t is predicted at a `[MASK]` in its place, from the clip and from the words before it. A step therefore feeds the last
-word, whose keys and values go into the cache, and a `[MASK]`, whose keys and values are forgotten. The clip is encoded once;
-its keys and values stay beside the cache, which holds text alone, and are shared by all beams and samples. A causal language
-model (GIT) speaks the same way without the `[MASK]`.
+Word t is predicted at a `[MASK]` in its place, from the clip and from the words before it. A step therefore feeds the
+last word, whose keys and values go into the cache, and a `[MASK]`, whose keys and values are forgotten. The clip is
+encoded once; its keys and values stay beside the cache, which holds text alone, and are shared by all beams and
+samples. A causal language model (GIT) speaks the same way without the `[MASK]`.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ from transformers.generation import (
 
 class LastWordToEOSLogitsProcessor(ForcedEOSTokenLogitsProcessor):
     """
-    Ends a caption at `max_length` as the original does: the best word of the last position gives way to `[SEP]` and leaves
-    it its score, so that a caption cut short is not ranked above one that ended by itself.
+    Ends a caption at `max_length` as the original does: the best word of the last position gives way to `[SEP]` and
+    leaves it its score, so that a caption cut short is not ranked above one that ended by itself.
     """
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -113,7 +113,7 @@ class SwinBertGenerationMixin(GenerationMixin):
         )
 
     def _beam_search(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any):
-        """The library fills finished beams with `[SEP]` where the id of `[PAD]` is 0: pads them as every other mode does."""
+        """The library fills ended beams with `[SEP]` where the id of `[PAD]` is 0: pads them as in every other mode."""
         outputs = super()._beam_search(input_ids, *args, **kwargs)
         generation_config = kwargs["generation_config"]
         eos, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor

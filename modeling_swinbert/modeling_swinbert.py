@@ -1,10 +1,10 @@
-"""SwinBERT (arXiv:2111.13196): video captioning with a Video Swin backbone, a BERT encoder over text and video tokens, and
-a learned sparse attention mask among the video tokens.
+"""SwinBERT (arXiv:2111.13196): video captioning with a Video Swin backbone, a BERT encoder over text and video tokens,
+and a learned sparse attention mask among the video tokens.
 
-Video rows never see the caption, so one set of weights runs two streams. The *prefix* stream holds the video tokens (after
-an optional context, a second text segment) and leaves the keys and values of every layer. The *text* stream, B captions of
-L tokens, reads them. It is the arithmetic of one concatenated sequence under the paper's seq2seq mask, but a clip is encoded
-once however many captions, beams or words read it.
+Video rows never see the caption, so one set of weights runs two streams. The *prefix* stream holds the video tokens
+(after an optional context, a second text segment) and leaves the keys and values of every layer. The *text* stream,
+B captions of L tokens, reads them. It is the arithmetic of one concatenated sequence under the paper's seq2seq mask,
+but a clip is encoded once however many captions, beams or words read it.
 
 Shapes: B texts, V clips (B is a multiple of V: caption i reads clip i // (B / V)), T frames, L text tokens, K appended
 [MASK] tokens, N video tokens, P prefix tokens (context and video), D channels of a head.
@@ -71,8 +71,8 @@ class SwinBertModelOutput(ModelOutput):
     video_key_values (`tuple` of `(key, value)` for every layer, each `(V, heads, P, D)`):
         What the text reads of the clips.
     hidden_states, attentions (`tuple`, on request):
-        Of the text stream, `[MASK]` rows last: `(B, L + K, hidden_size)`, and `(B, heads, L + K, P + L + K)` over prefix,
-        text and `[MASK]` keys.
+        Of the text stream, `[MASK]` rows last: `(B, L + K, hidden_size)`, and `(B, heads, L + K, P + L + K)` over
+        prefix, text and `[MASK]` keys.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -103,7 +103,7 @@ class SwinBertCaptioningOutput(ModelOutput):
 
 
 class SparseVideoMask(nn.Module):
-    """The learned attention mask M among N video tokens (section 3.2): sigmoid of a free matrix, with a diagonal of ones."""
+    """The learned attention mask M among N video tokens (section 3.2): sigmoid of a free matrix, diagonal of ones."""
 
     def __init__(self, config: SwinBertConfig):
         super().__init__()
@@ -133,12 +133,12 @@ class SparseVideoMask(nn.Module):
         return self.soft_values().mean()
 
     def live_entries(self) -> torch.Tensor:
-        """(N, N) bool: where, at equal scores, an entry's attention weight relative to the diagonal is not zero in float32."""
+        """(N, N) bool: where, at equal scores, an entry's weight beside the diagonal's is not zero in float32."""
         return self.bias().exp() > 0
 
 
 class SwinBertProjector(nn.Module):
-    """Video features to the width of the fusion encoder. The video tokens get no position, token type or normalisation."""
+    """Video features to the width of the fusion encoder. Video tokens get no position, token type or normalisation."""
 
     def __init__(self, config: SwinBertConfig):
         super().__init__()
@@ -198,10 +198,10 @@ class SwinBertSelfAttention(nn.Module):
         num_masks: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """
-        (B, L + K, hidden_size) -> output of the same shape, attention weights if computed, and this call's keys and values.
+        (B, L + K, hidden_size) -> output of the same shape, attention weights if computed, this call's keys and values.
 
-        The last `num_masks` (K) rows are read by themselves alone and are not stored in the cache. The texts of one clip
-        attend as one sequence under a block-diagonal `attention_mask`, so that the prefix is not copied for each.
+        The last `num_masks` (K) rows are read by themselves alone and are not stored in the cache. The texts of one
+        clip attend as one sequence under a block-diagonal `attention_mask`, so that the prefix is not copied for each.
         """
         batch, length = hidden_states.shape[:2]
         query = self._heads(self.query(hidden_states))
@@ -247,7 +247,7 @@ def _group_by_clip(states: torch.Tensor, clips: int) -> torch.Tensor:
 
 
 def _ungroup_weights(weights: torch.Tensor, batch: int, prefix: int) -> torch.Tensor:
-    """(V, heads, B / V * L, P + B / V * S) -> (B, heads, L, P + S): drops the blocks between two texts, which are zero."""
+    """(V, heads, B / V * L, P + B / V * S) -> (B, heads, L, P + S), without the blocks between two texts (all 0)."""
     clips, heads = weights.shape[:2]
     texts = batch // clips
     weights = weights.unflatten(2, (texts, -1))
@@ -304,7 +304,7 @@ class SwinBertLayer(GradientCheckpointingLayer):
         num_masks: int = 0,
         key_values_only: bool = False,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        """As [`SwinBertSelfAttention`]; `key_values_only` stops at the keys and values, where nobody reads the output."""
+        """As [`SwinBertSelfAttention`]; `key_values_only` stops there, where nobody reads the output."""
         if key_values_only:
             return None, None, *self.attention.self.key_values(hidden_states)
         context, weights, key, value = self.attention.self(
@@ -363,7 +363,7 @@ class SwinBertPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=_INITIAL_MASK_LOGIT, std=1.0)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
-        """As the library's, with all that `trust_remote_code=True` needs: it writes only one class and no pipeline itself."""
+        """As the library's, and the classes and the pipeline that `trust_remote_code=True` finds in the folder."""
         if self.is_remote_code():
             auto_map = {name: f"modeling_swinbert.{type(self).__name__}" for name in self._auto_classes}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
@@ -372,7 +372,7 @@ class SwinBertPreTrainedModel(PreTrainedModel):
 
 
 class SwinBertModel(SwinBertPreTrainedModel):
-    """Clips and text in, fused text states out: backbone, projection, sparse mask and fusion encoder, without a head."""
+    """Clips and text in, fused text states out: backbone, projection, sparse mask, fusion encoder, without a head."""
 
     _auto_classes = ("AutoModel",)
 
@@ -425,9 +425,9 @@ class SwinBertModel(SwinBertPreTrainedModel):
 
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(V, T, C, H, W)`): normalised pixels.
-            context_ids (`torch.LongTensor` of shape `(V, S)`, *optional*): a second text segment, such as speech or object
-                labels, at the positions after `max_caption_length`. Video and context see each other, and the caption
-                sees both.
+            context_ids (`torch.LongTensor` of shape `(V, S)`, *optional*): a second text segment, such as speech or
+                object labels, at the positions after `max_caption_length`. Video and context see each other, and the
+                caption sees both.
             context_attention_mask, context_token_type_ids (`(V, S)`, *optional*): 0 for padding (default: all 1); token
                 types (default: 1).
             video_features (`torch.FloatTensor` of shape `(V, N, hidden_size)`, *optional*): the `pooler_output` of
@@ -443,8 +443,8 @@ class SwinBertModel(SwinBertPreTrainedModel):
         if self.sparse_mask is not None and num_video_tokens != self.config.num_video_tokens:
             raise ValueError(
                 f"The sparse mask is for {self.config.num_video_tokens} video tokens, but these clips have"
-                f" {num_video_tokens}: sample {self.config.num_frames} frames of {self.config.image_size} pixels, as the"
-                " model's processor does."
+                f" {num_video_tokens}: sample {self.config.num_frames} frames of {self.config.image_size} pixels, as"
+                " the model's processor does."
             )
         bias = self.sparse_mask.bias() if self.sparse_mask is not None else None  # (N, N)
         if context_ids is not None:
@@ -480,13 +480,13 @@ class SwinBertModel(SwinBertPreTrainedModel):
         context_attention_mask: torch.Tensor | None,
         context_token_type_ids: torch.LongTensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Context embeddings (V, S, hidden_size) and the prefix bias (V, 1, S + N, S + N), whose padding no row sees."""
+        """Context embeddings (V, S, hidden_size), and the prefix bias (V, 1, S + N, S + N) that hides its padding."""
         clips, length = context_ids.shape
         first = self.config.max_caption_length
         if first + length > self.config.max_position_embeddings:
             raise ValueError(
-                f"A context of {length} tokens after {first} caption positions exceeds the {self.config.max_position_embeddings}"
-                " positions of the model: shorten the context."
+                f"A context of {length} tokens after {first} caption positions exceeds the"
+                f" {self.config.max_position_embeddings} positions of the model: shorten the context."
             )
         if context_token_type_ids is None:
             context_token_type_ids = torch.ones_like(context_ids)
@@ -533,8 +533,8 @@ class SwinBertModel(SwinBertPreTrainedModel):
             video_key_values (*optional*): of an earlier call or of `encode_video`, instead of pixels.
             context_ids, context_attention_mask, context_token_type_ids (`(V, S)`, *optional*): see `encode_video`.
             past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*): text tokens of earlier calls.
-            num_masks (`int`, defaults to 0): how many `[MASK]` tokens (K) to append after the text, the last of them one
-                position after the last token, each seen by itself alone.
+            num_masks (`int`, defaults to 0): how many `[MASK]` tokens (K) to append after the text, the last of them
+                one position after the last token, each seen by itself alone.
         """
         self._validate_input(input_ids, inputs_embeds, pixel_values_videos, video_key_values, context_ids)
         if output_hidden_states is None:
@@ -596,8 +596,8 @@ class SwinBertModel(SwinBertPreTrainedModel):
     def _validate_input(self, input_ids, inputs_embeds, pixel_values_videos, video_key_values, context_ids):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
-                "Pass either `input_ids` or `inputs_embeds`: the forward pass predicts tokens of a text. To caption a clip,"
-                " call `generate(pixel_values_videos=...)`."
+                "Pass either `input_ids` or `inputs_embeds`: the forward pass predicts tokens of a text. To caption a"
+                " clip, call `generate(pixel_values_videos=...)`."
             )
         if context_ids is not None and pixel_values_videos is None:
             raise ValueError("`context_ids` is encoded with the clip: pass `pixel_values_videos` too.")
@@ -625,15 +625,15 @@ class SwinBertModel(SwinBertPreTrainedModel):
         """
         Widens the causal mask (B, 1, L, S), boolean or additive, to all that the text stream attends to.
 
-        A [MASK] sees what the token before it sees, and itself; no token sees a [MASK]; every row sees the prefix but for
-        the padding of a context; the texts of one clip do not see each other.
+        A [MASK] sees what the token before it sees, and itself; no token sees a [MASK]; every row sees the prefix but
+        for the padding of a context; the texts of one clip do not see each other.
 
         Returns:
             (V, 1, B / V * (L + K), P + B / V * (S + K)), of the same kind.
         """
-        if causal_mask.dtype == torch.bool:
-            seen, hidden = True, False
-        else:
+        seen: bool | float = True
+        hidden: bool | float = False
+        if causal_mask.dtype != torch.bool:
             seen, hidden = 0.0, torch.finfo(causal_mask.dtype).min
         mask = causal_mask
         batch = mask.shape[0]
@@ -722,8 +722,8 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
     ) -> SwinBertCaptioningOutput:
         r"""
         Args:
-            labels (`torch.LongTensor` of shape `(B, L)`, *optional*): -100 where nothing is predicted. For `masked_lm` the
-                token at the same position, where `input_ids` has a `[MASK]`; for `causal_lm` the tokens of the text
+            labels (`torch.LongTensor` of shape `(B, L)`, *optional*): -100 where nothing is predicted. For `masked_lm`
+                the token at the same position, where `input_ids` has a `[MASK]`; for `causal_lm` the tokens of the text
                 themselves, which are shifted here.
             predict_next (`bool`, defaults to `False`): logits of the *next* token at each of the last `logits_to_keep`
                 positions, as generation needs them. Under `masked_lm` this appends a `[MASK]` after each.

@@ -32,7 +32,8 @@ class VideoSwinModelOutput(ModelOutput):
     hidden_states (`tuple`, with `output_hidden_states=True`):
         Patch embeddings and the output of every stage (after its patch merging), each `(B, T * H * W, C)`.
     attentions (`tuple`, with `output_attentions=True`):
-        Weights of every block, `(B * windows, heads, tokens of a window, tokens of a window)`; windows by time, row, column.
+        Weights of every block, `(B * windows, heads, tokens of a window, tokens of a window)`; windows by time, row,
+        column.
     reshaped_hidden_states (`tuple`, with `output_hidden_states=True`):
         The same as `hidden_states`, each `(B, C, T, H, W)`.
     """
@@ -44,7 +45,7 @@ class VideoSwinModelOutput(ModelOutput):
 
 
 def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
-    """Stochastic depth (arXiv:1603.09382): drops whole samples of a residual branch, scales the rest by 1 / (1 - rate)."""
+    """Stochastic depth (arXiv:1603.09382): drops samples of a residual branch, scales the rest by 1 / (1 - rate)."""
     if rate == 0.0 or not training:
         return hidden_states
     shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
@@ -52,7 +53,7 @@ def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch
     return hidden_states * (keep / (1.0 - rate)).to(hidden_states.dtype)
 
 
-def relative_position_index(window: tuple[int, int, int]) -> torch.Tensor:
+def relative_position_index(window: tuple[int, ...]) -> torch.Tensor:
     """(N, N) row of the bias table for every pair of tokens of a window, by their distance along T, H and W."""
     axes = [torch.arange(size) for size in window]
     position = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (3, N)
@@ -156,7 +157,7 @@ class VideoSwinWindowAttention(nn.Module):
         self.register_buffer("relative_position_index", relative_position_index(self.window_size), persistent=False)
 
     def position_bias(self, num_tokens: int) -> torch.Tensor:
-        """(heads, N, N). A clipped window reads the first N rows of the full window's index: part of the weights' meaning."""
+        """(heads, N, N). A clipped window reads the first N rows of the full window's index, as the weights expect."""
         index = self.relative_position_index[:num_tokens, :num_tokens]
         bias = self.relative_position_bias_table[index.flatten()]
         return bias.view(num_tokens, num_tokens, self.num_heads).permute(2, 0, 1)
@@ -223,8 +224,8 @@ class VideoSwinWindowAttention(nn.Module):
             return all_weights[0][1]
         shape = all_weights[0][1].shape[1:]
         ordered = all_weights[0][1].new_empty(*windows, *shape)
-        for block, weights in all_weights:
-            place = ordered[(slice(None), *block)]
+        for (in_t, in_h, in_w), weights in all_weights:
+            place = ordered[:, in_t, in_h, in_w]
             place.copy_(weights.view(*place.shape[:4], *shape))
         return ordered.flatten(0, 3)
 
@@ -356,8 +357,8 @@ class VideoSwinModel(VideoSwinPreTrainedModel):
         """
         if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != self.config.num_channels:
             raise ValueError(
-                f"`pixel_values_videos` must be (batch, frames, {self.config.num_channels} channels, height, width), got"
-                f" {tuple(pixel_values_videos.shape)}: the processor makes this layout."
+                f"`pixel_values_videos` must be (batch, frames, {self.config.num_channels} channels, height, width),"
+                f" got {tuple(pixel_values_videos.shape)}: the processor makes this layout."
             )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
