@@ -225,10 +225,22 @@ class SwinBertConfig(PreTrainedConfig):
         """Frames of a clip (T), from `vision_config`."""
         return self.vision_config.num_frames
 
+    @num_frames.setter
+    def num_frames(self, value: int):
+        self._set_geometry("num_frames", value)
+
     @property
     def image_size(self) -> int | list[int]:
         """Frame size in pixels, from `vision_config`."""
         return self.vision_config.image_size
+
+    @image_size.setter
+    def image_size(self, value: int | list[int]):
+        self._set_geometry("image_size", value)
+
+    def _set_geometry(self, name: str, value: Any):
+        setattr(self.vision_config, name, value)
+        self.num_video_tokens = math.prod(self.vision_config.output_grid)
 
     def validate_architecture(self):
         """Raises `ValueError` where two fields contradict each other, saying what to change."""

@@ -377,4 +377,5 @@ def test_configuration_survives_json(tmp_path):
     config = small_config(objective="causal_lm", sparse_mask="hard", sparse_mask_form="gate")
     config.save_pretrained(tmp_path)
     assert SwinBertConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert SwinBertConfig.from_pretrained(tmp_path, num_frames=8).num_video_tokens == 2 * config.num_video_tokens
     assert SwinBertConfig(num_frames=64).num_video_tokens == 1568
