@@ -67,11 +67,13 @@ def scores(results) -> list[float]:
     return [caption["score"] for captions in results for caption in captions]
 
 
-@pytest.mark.parametrize("name", [name for name, case in TINY["generation"].items() if case["clip"] == "e8"])
+# A second text is not an input of the pipeline.
+CASES = [n for n, case in TINY["generation"].items() if case["clip"] == "e8" and "textb" not in case["tensorizer"]]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_tokens_and_scores_are_the_originals(name):
     case = TINY["generation"][name]
-    if "textb" in case["tensorizer"]:
-        pytest.skip("a second text is not an input of the pipeline")
     wanted = case["overrides"]
     pipe = make_pipeline(case["mask"])
     results = pipe(
