@@ -13,7 +13,7 @@ from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
 if TYPE_CHECKING:
     from .pipeline_swinbert import VideoCaptioningPipeline  # noqa: F401 - the same
 
-# What BERT's word pieces hold apart and English writes together, in the original's order. The one about "do not" is its own.
+# What BERT's word pieces hold apart and English writes together, in the original's order; "do not" is its own habit.
 _JOINED = (
     (" .", "."),
     (" ?", "?"),
@@ -29,8 +29,8 @@ _JOINED = (
 )
 
 
-class SwinBertProcessorKwargs(ProcessingKwargs, total=False):
-    """Captions are padded to the longest of the call and cut to the tokenizer's `model_max_length` (or `max_length`)."""
+class SwinBertProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """Captions are padded to the longest of the call and cut to `max_length`, the tokenizer's own if not given."""
 
     videos_kwargs: SwinBertVideoProcessorKwargs
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
@@ -62,13 +62,13 @@ class SwinBertProcessor(ProcessorMixin):
         Args:
             videos (*optional*): one clip or a list of clips, see [`SwinBertVideoProcessor`].
             text (`str` or `list[str]`, *optional*): captions, or the beginnings of captions.
-            kwargs: `start`, `end` (seconds, or lists with one for each clip), `num_frames`, `fps`, `frame_sampling` and the
-                rest of the video processor's; `max_length`, `padding`, `truncation` and the rest of the tokenizer's;
-                `return_tensors`, `return_metadata`.
+            kwargs: `start`, `end` (seconds, or lists with one for each clip), `num_frames`, `fps`, `frame_sampling` and
+                the rest of the video processor's; `max_length`, `padding`, `truncation` and the rest of the
+                tokenizer's; `return_tensors`, `return_metadata`.
 
         Returns:
-            `BatchFeature` with `pixel_values_videos` (B, T, C, H, W) for `videos`, and `input_ids`, `token_type_ids` and
-            `attention_mask` (B, L) for `text`.
+            `BatchFeature` with `pixel_values_videos` (B, T, C, H, W) for `videos`, and `input_ids`, `token_type_ids`
+            and `attention_mask` (B, L) for `text`.
 
         Raises:
             VideoDecodeError: a clip cannot be used.
@@ -76,12 +76,12 @@ class SwinBertProcessor(ProcessorMixin):
         """
         if other := {"images", "audio"} & kwargs.keys():
             raise ValueError(
-                f"{type(self).__name__} takes `videos` and `text`, not `{other.pop()}`; a picture is a clip of one frame."
+                f"{type(self).__name__} takes `videos` and `text`, not `{other.pop()}`; a picture is a clip too."
             )
         return super().__call__(text=text, videos=videos, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """transformers' own, except that the processor is the same afterwards: `auto_map` is of the folder, not of it."""
+        """transformers' own, but leaves the processor as it was: `auto_map` belongs to the folder, not to it."""
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         self.__dict__.pop("auto_map", None)
         return files
@@ -95,7 +95,7 @@ class SwinBertProcessor(ProcessorMixin):
 
     def batch_decode(self, sequences: Any, *args, skip_special_tokens: bool = False, **kwargs) -> list[str]:
         """Captions of many sequences of token ids, (B, L), see `decode`."""
-        return [self.decode(ids, *args, skip_special_tokens=skip_special_tokens, **kwargs) for ids in sequences]
+        return [str(self.decode(ids, *args, skip_special_tokens=skip_special_tokens, **kwargs)) for ids in sequences]
 
     @staticmethod
     def post_process_caption(text: str) -> str:

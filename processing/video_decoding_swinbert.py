@@ -2,8 +2,8 @@
 From a video file to the frames that are wanted: decode -> sample.
 
 Three steps, the first two without decoding anything: guard (is this a video, of a size that one can afford?), read the
-packets' time stamps (which say how many frames there are, whatever the header says), decode the wanted frames. PyAV does
-the first two for every backend, so that no other decoder is shown a file that it would hang or die on.
+packets' time stamps (which say how many frames there are, whatever the header says), decode the wanted frames. PyAV
+does the first two for every backend, so that no other decoder is shown a file that it would hang or die on.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from .video_sources_swinbert import VideoDecodeError, describe_source, open_sour
 try:
     import av
 except ImportError:
-    av = None
+    av = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
@@ -36,6 +36,7 @@ MAX_CLIP_BYTES = 8 << 30
 _CONTAINERS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,asf,ogg,ivf,h264,hevc,mp3,aac,flac,wav"  # FFmpeg's names
 )
+_PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container of mp4
 # Reading on is cheaper than seeking over a short gap.
 _SEEK_BYTES = 4 << 20
 
@@ -47,8 +48,8 @@ class VideoMetadata(_VideoMetadata):
     `frames_indices`) and what a list of indices cannot say. Sizes are those of the upright picture.
 
     Args:
-        frame_times (`list[float]`, *optional*): seconds from the first frame at which each sampled frame is shown; exact,
-            also where the frame rate varies.
+        frame_times (`list[float]`, *optional*): seconds from the first frame at which each sampled frame is shown;
+            exact, also where the frame rate varies.
         missing_frames (`int`): sampled frames that could not be decoded and were replaced by their nearest neighbour.
     """
 
@@ -90,7 +91,8 @@ def sample_indices(
             raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
     steps = np.arange(num_frames)
     if sampling == "uniform":
-        # float32 on purpose, from both ends towards the middle, as torch.linspace rounds: the original truncates its result.
+        # float32 on purpose, from both ends towards the middle, as torch.linspace rounds: the original truncates its
+        # result.
         last = np.float32(num_available - 1)
         step = last / np.float32(max(num_frames - 1, 1))
         from_start = step * steps.astype(np.float32)
@@ -113,7 +115,7 @@ def sample_indices(
 def decode_video(
     source: Any,
     *,
-    indices: Sequence[int] | Callable[[VideoMetadata], Sequence[int]] | None = None,
+    indices: Sequence[int] | np.ndarray | Callable[[VideoMetadata], Sequence[int] | np.ndarray] | None = None,
     num_frames: int | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -126,9 +128,9 @@ def decode_video(
 
     Args:
         source: path (`str` or `os.PathLike`), http(s) URL, `bytes` or binary file object.
-        indices (`Sequence[int]` or callable, *optional*): wanted frames, in any order, repeats allowed, counted from the
-            first frame of the range. A callable gets the range's `VideoMetadata` (`total_num_frames`, `fps`, `duration`)
-            and returns them.
+        indices (`Sequence[int]` or callable, *optional*): wanted frames, in any order, repeats allowed, counted from
+            the first frame of the range. A callable gets the range's `VideoMetadata` (`total_num_frames`, `fps`,
+            `duration`) and returns them.
         num_frames (`int`, *optional*): without `indices`, that many frames, evenly spaced as `sample_indices` says.
             Without either, every frame.
         start, end (`float`, *optional*): seconds from the first frame. The range begins with the first frame not before
@@ -140,8 +142,8 @@ def decode_video(
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.
 
     Returns:
-        frames `np.ndarray` of uint8, (T, H, W, C), RGB, upright, and their `VideoMetadata`: `total_num_frames` of the whole
-        video, `frames_indices` counted from its first frame.
+        frames `np.ndarray` of uint8, (T, H, W, C), RGB, upright, and their `VideoMetadata`: `total_num_frames` of the
+        whole video, `frames_indices` counted from its first frame.
 
     Raises:
         VideoDecodeError: with `.source` and `.kind`; see there.
@@ -164,13 +166,11 @@ def decode_video(
             stream_index = stream.index
         first, last = frame_range(name, timeline.seconds, start, end, float(timeline.time_base))
         metadata = timeline.metadata(first, last)
-        if callable(indices):
-            wanted = indices(metadata)
-        elif indices is not None:
-            wanted = indices
-        else:
-            wanted = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
-        wanted = _checked_indices(name, wanted, last - first) + first
+        if indices is None:
+            indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
+        wanted: np.ndarray = first + _checked_indices(
+            name, indices(metadata) if callable(indices) else indices, metadata.total_num_frames
+        )
         unique, inverse = np.unique(wanted, return_inverse=True)
         if len(wanted) * width * height * 3 > MAX_CLIP_BYTES:
             raise VideoDecodeError(
@@ -209,12 +209,18 @@ def _open_stream(name: str, media: str | BinaryIO, threads: str = "AUTO") -> Ite
     if not isinstance(media, str):
         media.seek(0)
     try:
-        container = av.open(media, options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
+        container = av.open(
+            media,
+            options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
+            metadata_errors="ignore",  # titles in old encodings are no reason to refuse a clip
+        )
     except av.error.FFmpegError as error:
         raise VideoDecodeError(
             name, "not_video", f"expected a video file, found something else or a damaged header ({error.strerror})."
         ) from error
     with contextlib.closing(container):
+        if container.metadata.get("major_brand") in _PICTURE_BRANDS:
+            raise VideoDecodeError(name, "not_video", "expected a video file, found a picture: open it with PIL.")
         pictures = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
         if not streams:
@@ -297,9 +303,7 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
                 continue
             pts.append(packet.pts)
             keys.append(packet.is_keyframe)
-            disposable.append(
-                packet.is_disposable or (is_avc and not _is_avc_reference(memoryview(packet), length_size))
-            )
+            disposable.append(packet.is_disposable or (is_avc and not _is_avc_reference(packet, length_size)))
             hidden.append(packet.is_discard)
             ids.append((packet.pts, packet.dts, packet.size))
             sizes.append(packet.size)
@@ -327,7 +331,8 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
     last_duration = durations[packet_of_frame[-1]] or (
         (frame_pts[-1] - frame_pts[0]) / (len(frame_pts) - 1) if len(frame_pts) > 1 else 1 / (rate * time_base)
     )
-    # A file that was cut short ends inside a packet: that frame is gone with the rest, and is no damage within the clip.
+    # A file that was cut short ends inside a packet: that frame is gone with the rest, and is no damage within the
+    # clip.
     cut = {int(np.flatnonzero(packet_of_frame == len(pts) - 1)[0])} if corrupt[-1] and not hidden[-1] else set()
     if cut and stream.frames > len(pts):
         logger.warning(
@@ -350,23 +355,21 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
     )
 
 
-def _is_avc_reference(packet: memoryview, length_size: int) -> bool:
+def _is_avc_reference(packet: Any, length_size: int) -> bool:
     """
-    Whether other H.264 frames need this one: `nal_ref_idc` of its first slice (ITU-T H.264, 7.3.1), found behind NAL unit
-    lengths of `length_size` bytes (mp4, mkv) or, for 0, behind start codes (ts).
+    Whether other H.264 frames need this one: `nal_ref_idc` of its first slice (ITU-T H.264, 7.3.1), found behind NAL
+    unit lengths of `length_size` bytes (mp4, mkv) or, for 0, behind start codes (ts).
     """
-    start = 0
+    data, start, size = bytes(packet), 0, 1
     while True:
         if length_size:
-            size, start = int.from_bytes(packet[start : start + length_size], "big"), start + length_size
+            size, start = int.from_bytes(data[start : start + length_size], "big"), start + length_size
         else:
-            start = bytes(packet).find(b"\x00\x00\x01", start) + 3
-            size = 1
-            if start < 3:
-                return True
-        if start >= len(packet):
+            code = data.find(b"\x00\x00\x01", start)
+            start = code + 3 if code >= 0 else len(data)
+        if start >= len(data):
             return True
-        kind, reference = packet[start] & 31, packet[start] >> 5 & 3
+        kind, reference = data[start] & 31, data[start] >> 5 & 3
         if 1 <= kind <= 5:
             return bool(reference)
         start += size
@@ -376,8 +379,8 @@ def frame_range(
     source: Any, times: np.ndarray, start: float | None, end: float | None, tick: float = 1e-9
 ) -> tuple[int, int]:
     """
-    The part of a clip between two moments, as the original cuts it: from the first frame not before `start` to one frame
-    after the last that is not after `end`.
+    The part of a clip between two moments, as the original cuts it: from the first frame not before `start` to one
+    frame after the last that is not after `end`.
 
     Args:
         source: the clip, for messages.
@@ -454,21 +457,20 @@ def _repair(
 
     One thread, every packet: after an error FFmpeg's frame threads drop good frames too.
     """
-    nearest: dict[int, tuple[int, Any]] = {}
     everything = [(0, len(timeline.packet_pts) - 1)]
     for spans in (_spans(timeline, np.asarray(lost), whole_groups=True), everything):
+        distance: np.ndarray = np.full(len(lost), np.iinfo(np.int64).max)
+        nearest: np.ndarray = np.full(len(lost), None, dtype=object)
         with _Decoder(name, media, timeline, threads="NONE") as decoder:
             for first, last in spans:
                 for number, frame in decoder.frames(first, last):
-                    for other in lost:
-                        distance = abs(int(timeline.pts[number] - timeline.pts[other]))
-                        if other not in nearest or distance < nearest[other][0]:
-                            nearest[other] = distance, frame
-            if nearest:
-                stand_ins = sum(
-                    distance > 0 and number not in timeline.cut for number, (distance, _) in nearest.items()
+                    away = np.abs(timeline.pts[lost] - timeline.pts[number])
+                    distance, nearest[away < distance] = np.minimum(away, distance), frame
+            if None not in nearest:
+                stand_ins = {number for number, away in zip(lost, distance, strict=True) if away} - timeline.cut
+                return {number: decoder.picture(frame) for number, frame in zip(lost, nearest, strict=True)}, len(
+                    stand_ins
                 )
-                return {number: decoder.picture(frame) for number, (_, frame) in nearest.items()}, stand_ins
     raise VideoDecodeError(
         name, "undecodable", f"expected frames, found {len(timeline.packet_pts)} packets of which none can be decoded."
     )
@@ -476,20 +478,22 @@ def _repair(
 
 def _spans(timeline: _Timeline, wanted: np.ndarray, whole_groups: bool = False) -> list[tuple[int, int]]:
     """
-    Runs of packets, first and last, ascending and disjoint, that contain the `wanted` frames and begin where decoding can:
-    at the last key frame that is both stored and shown before the frame. (In an open group of pictures some frames are
-    stored after a key frame and shown before it: they need the group before.) With `whole_groups`, up to the next key frame.
+    Runs of packets, first and last, ascending and disjoint, that contain the `wanted` frames and begin where decoding
+    can: at the last key frame that is both stored and shown before the frame. (In an open group of pictures some frames
+    are stored after a key frame and shown before it: they need the group before.) With `whole_groups`, up to the next
+    key frame.
     """
     keys = np.flatnonzero(timeline.is_key)
     spans: list[tuple[int, int]] = []
     for frame in wanted:
-        packet = timeline.packet_of_frame[frame]
-        before = keys[(keys <= packet) & (timeline.packet_pts[keys] <= timeline.pts[frame])]
-        first, last = (int(before[-1]) if len(before) else 0), int(packet)
+        last = int(timeline.packet_of_frame[frame])
+        after = int(np.searchsorted(keys, last, "right"))
+        before = after - 1
+        while before >= 0 and timeline.packet_pts[keys[before]] > timeline.pts[frame]:
+            before -= 1
         if whole_groups:
-            after = keys[keys > packet]
-            last = int(after[0]) if len(after) else len(timeline.packet_pts) - 1
-        spans.append((first, last))
+            last = int(keys[after]) if after < len(keys) else len(timeline.packet_pts) - 1
+        spans.append((int(keys[before]) if before >= 0 else 0, last))
     if timeline.counted:
         spans = [(0, len(timeline.packet_pts) - 1)]
     merged: list[tuple[int, int]] = []
@@ -509,7 +513,6 @@ class _Decoder:
         self._stack = contextlib.ExitStack()
         self._frame_of_pts = {int(stamp): number for number, stamp in enumerate(timeline.pts)}
         self._packet_of_id = {key: position for position, key in enumerate(timeline.packet_id)}
-        self._size: tuple[int, int] | None = None
         self._quarter_turns: int | None = None
         self._count = 0
 
@@ -521,17 +524,16 @@ class _Decoder:
         self._stack.close()
 
     def frames(self, first: int, last: int, skip: np.ndarray | None = None) -> Iterator[tuple[int, Any]]:
-        """Number and frame of what packets `first` to `last` give, without those to `skip`; damaged ones are passed over."""
-        context = self._stream.codec_context
+        """Number and frame of all that packets `first` to `last` give, but for those to `skip` and damaged ones."""
         for position, packet in self._packets(first, last):
             if skip is None or not skip[position] or position == first:
-                yield from self._numbered(context, packet)
-        yield from self._numbered(context, None)
-        context.flush_buffers()
+                yield from self._numbered(packet)
+        yield from self._numbered(None)  # what the decoder still holds back
+        self._stream.codec_context.flush_buffers()
 
-    def _numbered(self, context: Any, packet: Any) -> Iterator[tuple[int, Any]]:
+    def _numbered(self, packet: Any) -> Iterator[tuple[int, Any]]:
         try:
-            frames = context.decode(packet)
+            frames = self._stream.codec_context.decode(packet)
         except av.error.FFmpegError:
             return
         for frame in frames:
@@ -541,17 +543,17 @@ class _Decoder:
                 yield number, frame
 
     def picture(self, frame: Any) -> np.ndarray:
-        """(H, W, 3) RGB. A stream may change its resolution: the first picture's size and rotation hold for all."""
-        if self._size is None or self._quarter_turns is None:
-            context = self._stream.codec_context
-            self._size = (context.width or frame.width, context.height or frame.height)
+        """(H, W, 3) RGB. A stream may change its resolution: the size that its header gives holds for all pictures."""
+        if self._quarter_turns is None:
             self._quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as in numpy
         width, height = self._size
-        return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), self._quarter_turns)
+        picture = frame.to_ndarray(format="rgb24", width=width or frame.width, height=height or frame.height)
+        return np.rot90(picture, self._quarter_turns)
 
     def _open(self) -> None:
         self._stack.close()
         self._container, self._stream = self._stack.enter_context(_open_stream(self._name, self._media, self._threads))
+        self._size = self._stream.codec_context.width, self._stream.codec_context.height
         self._demuxer, self._next = self._container.demux(self._stream), 0
 
     def _packets(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
@@ -570,11 +572,11 @@ class _Decoder:
 
     def _seek(self, target: int) -> Any:
         """
-        Jumps to the packet `target` and returns it, where that saves reading. Containers differ in what they seek by, so
-        it is checked where one landed; who landed too late begins anew.
+        Jumps to the packet `target` and returns it, where that saves reading. Containers differ in what they seek by,
+        so it is checked where one landed; who landed too late begins anew.
         """
         ends, unique = self._timeline.packet_end, len(self._packet_of_id) == len(self._timeline.packet_id)
-        skipped = (ends[target - 1] if target else 0) - (ends[self._next - 1] if self._next else 0)
+        skipped = int(ends[target - 1] if target else 0) - int(ends[self._next - 1] if self._next else 0)
         if skipped < _SEEK_BYTES or not unique or self._timeline.counted:
             return None
         try:
@@ -592,7 +594,7 @@ class _Decoder:
         return None
 
 
-# --- The other decoders: PyAV has found out which moments are wanted, they are asked for these -------------------------
+# --- Other decoders: PyAV has found out which moments are wanted, they are asked for these ----------------------------
 
 
 def _decode_decord(name: str, media: str | BinaryIO, timeline: _Timeline, wanted: np.ndarray) -> np.ndarray:
@@ -610,7 +612,7 @@ def _decode_decord(name: str, media: str | BinaryIO, timeline: _Timeline, wanted
         shown_at = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
         shown_at -= shown_at[0]
         seconds = timeline.seconds[wanted]
-        numbers = np.abs(shown_at[None] - seconds[:, None]).argmin(axis=1)
+        numbers = np.searchsorted(shown_at, seconds - timeline.tolerance).clip(max=len(shown_at) - 1)
         _check_moments(name, "decord", timeline, shown_at[numbers], seconds)
         # After a seek it numbers frames from the key frame's place in the file: right where nothing is shown out of it.
         keys = np.flatnonzero(timeline.is_key)
@@ -650,10 +652,10 @@ def _decode_torchcodec(
 
 
 def _check_moments(name: str, backend: str, timeline: _Timeline, found: np.ndarray, wanted: np.ndarray) -> None:
-    """Refuses frames of another moment (after a seek that landed too late, say) rather than to take them for the wanted."""
+    """Refuses frames of another moment (a seek landed too late, say), which would pass for the wanted ones."""
     off = np.abs(found - wanted).max()
     if off > timeline.tolerance:
-        raise VideoDecodeError(name, "backend", f'{backend} gives a frame {off:.3f} s from the wanted; "pyav" does not.')
+        raise VideoDecodeError(name, "backend", f'{backend} is {off:.3f} s off the wanted moment; "pyav" is not.')
 
 
 __all__ = ["BACKENDS", "VideoDecodeError", "VideoMetadata", "decode_video", "frame_range", "sample_indices"]

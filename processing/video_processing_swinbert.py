@@ -23,7 +23,7 @@ from .video_decoding_swinbert import MAX_FRAME_PIXELS, VideoMetadata, decode_vid
 from .video_sources_swinbert import VideoDecodeError, is_encoded_source
 
 
-class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):
+class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
     """
     Arguments beyond those of every video processor.
 
@@ -47,16 +47,16 @@ class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):
 
 class SwinBertVideoProcessor(BaseVideoProcessor):
     r"""
-    Turns clips into `pixel_values_videos`, (B, T, C, H, W) float32: samples `num_frames` frames, resizes their short side
-    to `size`, crops the centre, rescales and normalises, with the pixels of the original SwinBERT.
+    Turns clips into `pixel_values_videos`, (B, T, C, H, W) float32: samples `num_frames` frames, resizes their short
+    side to `size`, crops the centre, rescales and normalises, with the pixels of the original SwinBERT.
 
     A clip is a path, an http(s) URL, bytes, a binary file object, an array (T, H, W, C) or (T, C, H, W), a list of PIL
     images or of arrays (H, W, C), or a single picture, which is a clip of one frame. Several clips are a list, or one
     array of five dimensions. Arrays are uint8, or floats in [0, 1] or [0, 255]. Clips shorter than `num_frames` repeat
     frames. Whether or not they come decoded, clips are sampled, unless `do_sample_frames=False`.
 
-    Where CPU uint8 frames are resized, it is done by Pillow, whose rounding the original's pixels have; other tensors are
-    resized by torchvision, which differs by at most 1/255.
+    Where CPU uint8 frames are resized, it is done by Pillow, whose rounding the original's pixels have; other tensors
+    are resized by torchvision, which differs by at most 1/255.
 
     Raises:
         VideoDecodeError: a clip cannot be used; it says which one and why.
@@ -102,8 +102,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         """
         The sampled frames of one encoded clip, untouched otherwise: for whoever keeps, shows or augments frames.
 
-        Pass them on with `processor(videos=frames, do_sample_frames=False)`. Arguments that are left out are those of this
-        processor.
+        Pass them on with `processor(videos=frames, do_sample_frames=False)`. Arguments that are left out are those of
+        this processor.
 
         Returns:
             frames `np.ndarray` of uint8, (T, H, W, C), and their `VideoMetadata`.
@@ -153,8 +153,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         if fps is not None:
             if metadata.fps is None:
                 raise ValueError(
-                    f"Sampling at fps={fps} needs the clip's own frame rate: pass `video_metadata` with `fps`, or ask for"
-                    " `num_frames`."
+                    f"Sampling at fps={fps} needs the clip's own frame rate: pass `video_metadata` with `fps`, or ask"
+                    " for `num_frames`."
                 )
             num_frames = max(1, int(metadata.total_num_frames / metadata.fps * fps))
         if num_frames is None:

@@ -30,10 +30,11 @@ class VideoDecodeError(ValueError):
 
     Args:
         source: the clip, as the caller named it; `.source` is its name as text.
-        kind (`str`): `"not_found"`, `"not_readable"`, `"empty"`, `"not_video"` (another kind of file), `"no_video_stream"`
-            (sound only, or a cover picture), `"undecodable"`, `"too_large"`, `"bad_range"` (`start`, `end`, `indices`),
-            `"bad_sampling"` (`num_frames`, `fps`), `"bad_source"` (wrong type), `"bad_array"` (dtype, layout, values),
-            `"refused_url"`, `"download_failed"` or `"backend"` (this decoder cannot, another may).
+        kind (`str`): `"not_found"`, `"not_readable"`, `"empty"`, `"not_video"` (another kind of file),
+            `"no_video_stream"` (sound only, or a cover picture), `"undecodable"`, `"too_large"`, `"bad_range"`
+            (`start`, `end`, `indices`), `"bad_sampling"` (`num_frames`, `fps`), `"bad_source"` (wrong type),
+            `"bad_array"` (dtype, layout, values), `"refused_url"`, `"download_failed"` or `"backend"` (this decoder
+            cannot, another may).
         message (`str`): what is wrong and what to do.
     """
 
@@ -146,25 +147,30 @@ def _regular_file(name: str, path: str) -> str:
 
 def _seekable(stream: Any) -> BinaryIO:
     try:
-        if not (hasattr(stream, "seekable") and stream.seekable()):
-            content = stream.read(MAX_DOWNLOAD_BYTES + 1)
-            if isinstance(content, bytes) and len(content) > MAX_DOWNLOAD_BYTES:
-                raise VideoDecodeError(
-                    stream, "too_large", f"expected at most {MAX_DOWNLOAD_BYTES} bytes from a stream, found more."
-                )
-            stream = io.BytesIO(content)
-        stream.seek(0, os.SEEK_END)
-        size = stream.tell()
-        stream.seek(0)
-        probe = stream.read(1)
-        stream.seek(0)
-    except (OSError, TypeError, io.UnsupportedOperation) as error:
+        media = stream if hasattr(stream, "seekable") and stream.seekable() else _in_memory(stream)
+        media.seek(0, os.SEEK_END)
+        size = media.tell()
+        media.seek(0)
+        start = media.read(1)
+        media.seek(0)
+    except VideoDecodeError:
+        raise
+    except (OSError, TypeError, ValueError) as error:  # closed, write-only, text
         raise VideoDecodeError(stream, "not_readable", f"the file object cannot be read: {error}.") from error
-    if not isinstance(probe, bytes):
+    if not isinstance(start, bytes):
         raise VideoDecodeError(stream, "bad_source", 'expected a binary file object, found text: open it with "rb".')
     if not size:
         raise VideoDecodeError(stream, "empty", "expected a video file, found 0 bytes.")
-    return stream
+    return media
+
+
+def _in_memory(stream: Any) -> BinaryIO:
+    content = bytearray()
+    while chunk := stream.read(1 << 20):
+        content += chunk
+        if len(content) > MAX_DOWNLOAD_BYTES:
+            raise VideoDecodeError(stream, "too_large", f"expected at most {MAX_DOWNLOAD_BYTES} bytes, found more.")
+    return io.BytesIO(content)
 
 
 def _download(url: str, path: str, allow_private: bool) -> None:
@@ -207,7 +213,8 @@ def _download(url: str, path: str, allow_private: bool) -> None:
 def _save(url: str, response: http.client.HTTPResponse, path: str) -> None:
     promised, size = response.length, 0
     with open(path, "wb") as file:
-        # `read1` returns what one packet brought, so that a server which sends drop by drop cannot outlast the deadline.
+        # `read1` returns what one packet brought, so that a server which sends drop by drop cannot outlast the
+        # deadline.
         while (
             (promised or 0) <= MAX_DOWNLOAD_BYTES and size <= MAX_DOWNLOAD_BYTES and (chunk := response.read1(1 << 16))
         ):
