@@ -1,5 +1,7 @@
 """Video captioning with SwinBERT: a clip in, an English sentence out."""
 
+from importlib import resources
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from .configuration_swinbert import SwinBertConfig, VideoSwinConfig
@@ -23,6 +25,12 @@ SwinBertForVideoCaptioning.register_for_auto_class("AutoModelForImageTextToText"
 
 import swinbert.processing  # noqa: E402, F401  # registers the processors and the pipeline
 
+
+def bundled_model() -> str:
+    """Folder of the checkpoint that is part of the package. It knows moving shapes, and nothing else."""
+    return str(resources.files(__name__) / "checkpoints" / "moving-shapes")
+
+
 __all__ = [
     "SparseVideoMask",
     "SwinBertConfig",
@@ -31,4 +39,5 @@ __all__ = [
     "VideoSwinConfig",
     "VideoSwinModel",
     "__version__",
+    "bundled_model",
 ]

@@ -1,8 +1,4 @@
-"""The `swinbert` command: one thin function for each subcommand.
-
-Only typer and rich are imported here; torch, transformers and the rest of this package are imported by the subcommand
-that needs them, so that help and usage errors come at once.
-"""
+"""The `swinbert` command: one thin function for each subcommand, which imports what it alone needs."""
 
 import glob
 import json
@@ -12,13 +8,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from swinbert import bundled_model
 
 if TYPE_CHECKING:
     import torch
@@ -200,11 +197,6 @@ def _lines_and_progress(num_clips: int) -> Iterator[Callable[[str | None], None]
         yield write
 
 
-def bundled_model() -> Path:
-    """Folder of the checkpoint that is part of the package."""
-    return Path(str(resources.files("swinbert") / "checkpoints" / "moving-shapes"))
-
-
 def _load_pipeline(
     model: str | None,
     *,
@@ -216,7 +208,7 @@ def _load_pipeline(
 ):
     """A `VideoCaptioningPipeline`; what keeps it from loading ends the command with one message."""
     if model is None:
-        model = str(bundled_model())
+        model = bundled_model()
         if not Path(model, "config.json").is_file():
             _fail(f"The bundled checkpoint is missing from {model}: install the package again, or name a --model.")
         _say(BUNDLED_MODEL_NOTICE)
@@ -299,7 +291,7 @@ def info(
     ] = None,
 ):
     """Show a model's configuration, number of parameters and, for SwinBERT, how sparse its attention mask is."""
-    name = _model_folder_or_name(str(bundled_model()) if model is None else model)
+    name = _model_folder_or_name(bundled_model() if model is None else model)
     _quiet_transformers()
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
