@@ -465,12 +465,12 @@ def _repair(
             for first, last in spans:
                 for number, frame in decoder.frames(first, last):
                     away = np.abs(timeline.pts[lost] - timeline.pts[number])
-                    distance, nearest[away < distance] = np.minimum(away, distance), frame
+                    nearest[away < distance] = frame
+                    distance = np.minimum(distance, away)
             if None not in nearest:
+                pictures = [decoder.picture(frame) for frame in nearest]
                 stand_ins = {number for number, away in zip(lost, distance, strict=True) if away} - timeline.cut
-                return {number: decoder.picture(frame) for number, frame in zip(lost, nearest, strict=True)}, len(
-                    stand_ins
-                )
+                return dict(zip(lost, pictures, strict=True)), len(stand_ins)
     raise VideoDecodeError(
         name, "undecodable", f"expected frames, found {len(timeline.packet_pts)} packets of which none can be decoded."
     )

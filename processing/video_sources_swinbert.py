@@ -188,8 +188,8 @@ def _download(url: str, path: str, allow_private: bool) -> None:
                 )
             port = parts.port or (443 if parts.scheme == "https" else 80)
             address = _public_address(url, parts.hostname, port, allow_private)
-            connection = _PinnedConnection(parts.hostname, port, address, parts.scheme == "https", deadline)
-            with contextlib.closing(connection):
+            secure = parts.scheme == "https"
+            with _PinnedConnection(parts.hostname, port, address, secure, deadline) as connection:
                 resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
                 connection.request("GET", resource, headers={"User-Agent": "swinbert", "Accept": "*/*"})
                 response = connection.getresponse()
@@ -201,6 +201,8 @@ def _download(url: str, path: str, allow_private: bool) -> None:
                         url, "download_failed", f"the server answered {response.status} {response.reason}."
                     )
                 _save(url, response, path)
+                if time.monotonic() >= deadline:
+                    raise TimeoutError  # cut, which reads like an end
                 return
         raise VideoDecodeError(url, "download_failed", f"more than {_MAX_REDIRECTS} redirects.")
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -270,8 +272,12 @@ class _PinnedConnection(http.client.HTTPConnection):
         with contextlib.suppress(OSError):
             self._handle.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        super().close()
+    def __enter__(self) -> "_PinnedConnection":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        # Not in `close`, which http.client calls as soon as the answer's headers are there.
+        self.close()
         if hasattr(self, "_timer"):
             self._timer.cancel()
             self._handle.close()

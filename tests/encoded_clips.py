@@ -80,5 +80,5 @@ class Unseekable(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes:
-        return self._content.read(size)
+    def readinto(self, buffer) -> int:
+        return self._content.readinto(buffer)
