@@ -713,6 +713,7 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
         context_attention_mask: torch.Tensor | None = None,
         context_token_type_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         predict_next: bool = False,
@@ -725,6 +726,8 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*): -100 where nothing is predicted. For `masked_lm`
                 the token at the same position, where `input_ids` has a `[MASK]`; for `causal_lm` the tokens of the text
                 themselves, which are shifted here.
+            shift_labels (`torch.LongTensor` of shape `(B, L)`, *optional*): for `causal_lm`, labels that are shifted
+                already, as training with a sequence spread over devices passes them; they replace `labels` in the loss.
             predict_next (`bool`, defaults to `False`): logits of the *next* token at each of the last `logits_to_keep`
                 positions, as generation needs them. Under `masked_lm` this appends a `[MASK]` after each.
             logits_to_keep (`int` or `torch.LongTensor`, defaults to 0): the last positions that need logits, 0 for all;
@@ -766,10 +769,12 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
         if self.model.sparse_mask is not None and pixel_values_videos is not None and labels is not None:
             sparsity_loss = self.model.sparse_mask.sparsity_loss()
         if labels is not None:
+            logits_of_labels = logits
             if self.config.objective == "causal_lm":
-                logits_of_labels, labels = logits[:, :-1], labels[:, 1:]
-            else:
-                logits_of_labels = logits
+                if shift_labels is not None:
+                    labels = shift_labels
+                else:
+                    logits_of_labels, labels = logits[:, :-1], labels[:, 1:]
             loss, caption_loss = self._loss(logits_of_labels, labels, sparsity_loss, num_items_in_batch)
         return SwinBertCaptioningOutput(
             loss=loss,

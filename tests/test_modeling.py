@@ -284,6 +284,14 @@ def test_causal_lm_predicts_the_next_token():
     torch.testing.assert_close(outputs.loss, expected)
 
 
+def test_labels_that_are_shifted_already():
+    model = SwinBertForVideoCaptioning(small_config(objective="causal_lm", sparse_mask="none")).eval()
+    batch = small_batch()
+    shifted = F.pad(batch["input_ids"][:, 1:], (0, 1), value=-100)
+    expected = model(**batch, labels=batch["input_ids"]).loss
+    torch.testing.assert_close(model(**batch, labels=torch.zeros_like(shifted), shift_labels=shifted).loss, expected)
+
+
 def test_losses_of_micro_batches_add_up():
     """`Trainer` sums micro-batches, each given the number of predicted tokens of the whole step."""
     model = SwinBertForVideoCaptioning(small_config(label_smoothing=0.1)).eval()
