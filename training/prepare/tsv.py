@@ -1,0 +1,313 @@
+"""
+SwinBERT's own sets: a YAML file that names TSV files of videos or of decoded frames, and of captions.
+
+- `img`: rows `key, path` of a video, or `key, JSON, JPEG, JPEG, ...`, the frames in base64;
+- `caption`: rows `key, [{"caption", "start", "end"}]` in the order of the videos; absent where captions are secret;
+- `caption_linelist`: rows `row of the video, number of the caption in its row`, both from 0; without it, all of them;
+- `composite: true`: `img` and `caption` are lists of TSV files (in the YAML file, or in a text file with a name on each
+  line), and the line list has three columns: file, row, caption.
+
+Beside a TSV file, `.lineidx.8b` (uint64, little-endian) or `.lineidx` (numbers as text) may say where its rows begin.
+"""
+
+import base64
+import binascii
+import functools
+import io
+import re
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from swinbert.training.prepare.annotations import AnnotationFile, Annotations, Clip
+from swinbert.training.prepare.documents import (
+    INNER_PATH,
+    AnnotationError,
+    Node,
+    inner_path,
+    preview,
+    read_lines,
+    read_text,
+)
+
+# A row that is longer holds pictures.
+_PATH_ROW_BYTES = 1 << 16
+# The moments of TVC's videos are named so.
+_TIMED_PATH = re.compile(r"(?P<path>.+\.\w{2,4})_(?P<start>\d+(\.\d+)?)_(?P<end>\d+(\.\d+)?)")
+
+
+def read_tsv(files: Sequence[AnnotationFile]) -> Annotations:
+    """The clips of SwinBERT's YAML files, one file for each split; a clip for each range of time of a row."""
+    clips, notes = [], []
+    for file in files:
+        images, captions, wanted = _open_set(file.path)
+        for (source, row), numbers in wanted.items():
+            clips += _row_clips(file.split, images[source], captions[source] if captions else None, row, numbers)
+        total = sum(map(len, images))
+        if len(wanted) < total:
+            notes.append(f"{file.path} uses {len(wanted)} of the {total} rows of its videos.")
+    return Annotations(clips, notes)
+
+
+class BrokenRow(ValueError):
+    """Decoded frames that cannot be used."""
+
+
+class Tsv:
+    """Rows of a TSV file, read where they stand: such a file may be larger than memory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        index = path.with_suffix(".lineidx")
+        binary_index = path.with_suffix(".lineidx.8b")
+        if binary_index.is_file():
+            content = binary_index.read_bytes()
+            self._starts = array("Q", content[: len(content) // 8 * 8])
+            if sys.byteorder == "big":
+                self._starts.byteswap()
+            self._check_starts(binary_index)
+        elif index.is_file():
+            self._starts = array("Q")
+            for number, line in read_lines(index):
+                if not line.isdecimal():
+                    raise AnnotationError(index, number, "the number of a byte", preview(line))
+                self._starts.append(int(line))
+            self._check_starts(index)
+        else:
+            self._starts = array("Q", _find_rows(path))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def row(self, number: int) -> list[str]:
+        with self.path.open("rb") as file:
+            file.seek(self._starts[number])
+            return self._columns(number, file.readline())
+
+    def key_and_path(self, number: int) -> tuple[str, str | None]:
+        """The key of a row, and the path of its video: `None` where it has decoded frames, which are not read here."""
+        with self.path.open("rb") as file:
+            file.seek(self._starts[number])
+            line = file.readline(_PATH_ROW_BYTES)
+        if len(line) == _PATH_ROW_BYTES:
+            key, _, _ = line.partition(b"\t")
+            columns = [*self._columns(number, key), "", ""]
+        else:
+            columns = self._columns(number, line)
+        if not columns[0]:
+            raise AnnotationError(self.path, number + 1, "a row that begins with a key", "none")
+        # The original has the path in both columns.
+        is_path = len(columns) <= 2 or columns[0] == columns[-1]
+        return columns[0], columns[-1] if is_path else None
+
+    def _columns(self, number: int, line: bytes) -> list[str]:
+        try:
+            return line.decode("utf-8").rstrip("\r\n").split("\t")
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{line[error.start]:02x}"
+            raise AnnotationError(self.path, number + 1, "text in UTF-8", found) from error
+
+    def _check_starts(self, index: Path) -> None:
+        """An index that is older than its file would lose rows, or cut them."""
+        expected = f"the byte where a row of {self.path.name} begins (delete {index.name} if it is out of date)"
+        with self.path.open("rb") as file:
+            previous = -1
+            for number, start in enumerate(self._starts, 1):
+                file.seek(max(start - 1, 0))
+                if start <= previous or (start and file.read(1) != b"\n") or (number == 1 and start):
+                    raise AnnotationError(index, number, expected, str(start))
+                previous = start
+            file.seek(max(previous, 0))
+            file.readline()
+            if file.read(1):
+                raise AnnotationError(index, len(self._starts) + 1, expected, "the end of the index")
+
+
+def _find_rows(path: Path) -> Iterator[int]:
+    start = 0
+    with path.open("rb") as file:
+        for line in file:
+            yield start
+            start += len(line)
+
+
+# --- One YAML file ----------------------------------------------------------------------------------------------------
+
+# (file, row) of a video -> the numbers of the captions that are wanted of its row; `None`: all of them.
+Wanted = dict[tuple[int, int], list[int] | None]
+
+
+@dataclass
+class _Setting:
+    """A value, or a list of them, in line `line` of a file."""
+
+    file: Path
+    line: int
+    values: list[str]
+
+    def paths(self, folder: Path) -> list[Path]:
+        """The files in `folder` that it names."""
+        return [self._path(folder, value) for value in self.values]
+
+    def _path(self, folder: Path, value: str) -> Path:
+        name = inner_path(value)
+        if name is None:
+            raise AnnotationError(self.file, self.line, INNER_PATH, preview(value))
+        if not (folder / name).is_file():
+            raise AnnotationError(self.file, self.line, "the name of a file", f"{name!r}, but no file {folder / name}")
+        return folder / name
+
+
+def _open_set(file: Path) -> tuple[list[Tsv], list[Tsv], Wanted]:
+    """The TSV files of videos and of captions, these as many or none, and which rows are wanted."""
+    settings = _read_yaml(file)
+    composite = "composite" in settings and settings["composite"].values[0].lower() in ("true", "yes", "on", "1")
+
+    def open_all(key: str) -> list[Tsv]:
+        if key not in settings:
+            return []
+        paths = settings[key].paths(file.parent)
+        if composite and len(paths) == 1 and paths[0].suffix.lower() != ".tsv":
+            listed = [_Setting(paths[0], number, [name]) for number, name in read_lines(paths[0])]
+            paths = [path for each in listed for path in each.paths(file.parent)]
+        if len(paths) != 1 and not composite:
+            raise AnnotationError(file, settings[key].line, "one file (or `composite: true`)", str(len(paths)))
+        return [Tsv(path) for path in paths]
+
+    images, captions = open_all("img"), open_all("caption")
+    if captions and len(captions) != len(images):
+        found = f"{len(captions)} for {len(images)}"
+        raise AnnotationError(file, settings["caption"].line, "as many files of captions as of videos", found)
+    for pictures, texts in zip(images, captions, strict=False):
+        if len(texts) != len(pictures):
+            expected = f"{len(pictures)} rows, as in {pictures.path}"
+            raise AnnotationError(texts.path, min(len(texts), len(pictures)) + 1, expected, str(len(texts)))
+    if "caption_linelist" in settings:
+        (line_list,) = settings["caption_linelist"].paths(file.parent)
+        return images, captions, _read_line_list(line_list, images, composite)
+    return images, captions, {(source, row): None for source, tsv in enumerate(images) for row in range(len(tsv))}
+
+
+def _read_yaml(file: Path) -> dict[str, _Setting]:
+    """The keys that we know of, as far as they are given."""
+    import yaml
+
+    text = read_text(file)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        found = str(getattr(error, "problem", None) or error)
+        raise AnnotationError(file, mark.line + 1 if mark else 1, "YAML", found) from error
+    settings = {}
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value not in ("img", "caption", "caption_linelist", "composite"):
+            continue
+        parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        line = value.start_mark.line + 1
+        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+            raise AnnotationError(file, line, f"`{key.value}` to be the name of a file, or a list of them", "a mapping")
+        if values := [part.value for part in parts if part.tag != "tag:yaml.org,2002:null"]:
+            settings[key.value] = _Setting(file, line, values)
+    if "img" not in settings:
+        raise AnnotationError(file, 1, "YAML with a key `img`, the TSV file of the videos", preview(text.strip()))
+    return settings
+
+
+def _read_line_list(file: Path, images: list[Tsv], composite: bool) -> Wanted:
+    columns = ("file", "row", "caption") if composite else ("row", "caption")
+    wanted: dict[tuple[int, int], list[int]] = {}
+    for number, line in read_lines(file):
+        numbers = line.split("\t")
+        if len(numbers) < len(columns) or not all(each.isdecimal() for each in numbers[: len(columns)]):
+            raise AnnotationError(file, number, f"numbers of {', '.join(columns)} with tabs between", preview(line))
+        source, row, caption = ([] if composite else [0]) + [int(each) for each in numbers[: len(columns)]]
+        if source >= len(images):
+            raise AnnotationError(file, number, f"a file from 0 to {len(images) - 1}", str(source))
+        if row >= len(images[source]):
+            expected = f"a row from 0 to {len(images[source]) - 1} of {images[source].path}"
+            raise AnnotationError(file, number, expected, str(row))
+        wanted.setdefault((source, row), []).append(caption)
+    return dict(wanted)
+
+
+# --- One row ----------------------------------------------------------------------------------------------------------
+
+
+def _row_clips(split: str, images: Tsv, captions: Tsv | None, row: int, wanted: list[int] | None) -> list[Clip]:
+    """The clips of one row: one, or as many as its captions have ranges of time."""
+    key, path = images.key_and_path(row)
+    entries = _row_captions(captions, row, key, wanted) if captions else []
+    if path is None:
+        texts = [text for text, _, _ in entries if text is not None]
+        return [Clip(key, split, texts, frames=functools.partial(read_frames, images, row))]
+    name = inner_path(path)
+    if name is None:
+        raise AnnotationError(images.path, row + 1, INNER_PATH, preview(path))
+    timed = _TIMED_PATH.fullmatch(name)
+    by_time: dict[tuple[float | None, float | None], list[str]] = {} if entries else {(None, None): []}
+    for text, start, end in entries:
+        by_time.setdefault((start, end), []).extend([] if text is None else [text])
+    clips = []
+    for (start, end), texts in by_time.items():
+        clip_id = key if len(by_time) == 1 else f"{key}_{start}_{end}"
+        whole = timed["path"] if timed else name
+        if start is None and end is None:
+            # A file with this clip alone, or, where its name says so, a part of another.
+            start, end = (float(timed["start"]), float(timed["end"])) if timed else (None, None)
+            clips.append(Clip(clip_id, split, texts, cut=name, whole=whole if timed else None, start=start, end=end))
+        else:
+            clips.append(Clip(clip_id, split, texts, whole=whole, start=start, end=end))
+    return clips
+
+
+def _row_captions(
+    captions: Tsv, row: int, key: str, wanted: list[int] | None
+) -> list[tuple[str | None, float | None, float | None]]:
+    """(caption, start, end) of the wanted captions of a row."""
+    columns = captions.row(row)
+    if columns[0] != key or len(columns) != 2:
+        expected = f"two columns, {key!r} as in the file of the videos, and a list of captions"
+        raise AnnotationError(captions.path, row + 1, expected, preview(columns))
+    entries = Node.parse(captions.path, columns[1], row + 1).list()
+    if wanted is not None:
+        if max(wanted) >= len(entries):
+            expected = f"a caption number {max(wanted)}, which the line list asks for"
+            raise AnnotationError(captions.path, row + 1, expected, f"{len(entries)} captions")
+        entries = [entries[number] for number in wanted]
+    found = []
+    for entry in entries:
+        text, start, end = entry.get("caption"), entry.get("start"), entry.get("end")
+        found.append(
+            (text.string() if text else None, start.seconds() if start else None, end.seconds() if end else None)
+        )
+    return found
+
+
+def read_frames(images: Tsv, row: int) -> list[bytes]:
+    """
+    The JPEG files of a row of decoded frames.
+
+    Raises:
+        BrokenRow: a column is no JPEG, or their sizes differ.
+    """
+    frames, sizes = [], set()
+    for number, column in enumerate(images.row(row)[2:], 3):
+        try:
+            frame = base64.b64decode(column, validate=True)
+            with Image.open(io.BytesIO(frame)) as picture:
+                kind, size = picture.format, picture.size
+        except (binascii.Error, UnidentifiedImageError, OSError, ValueError):
+            kind, size = "something else", (0, 0)
+        if kind != "JPEG" or not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+            found = "one that is cut short" if kind == "JPEG" else kind
+            raise BrokenRow(f"column {number}: expected a JPEG in base64, found {found}")
+        frames.append(frame)
+        sizes.add(size)
+    if len(sizes) != 1:
+        raise BrokenRow(f"expected frames of one size, found {sorted(sizes) or 'none'}")
+    return frames
