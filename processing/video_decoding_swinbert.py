@@ -29,6 +29,7 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 BACKENDS = ("pyav", "decord", "torchcodec")
+SAMPLINGS = ("uniform", "round", "random")
 MAX_FRAME_PIXELS = 8192 * 4320
 MAX_CLIP_BYTES = 8 << 30
 # Containers that hold their media themselves. Playlists (hls, dash, concat) open other files and are no part of it, nor
@@ -108,7 +109,7 @@ def sample_indices(
         offsets = torch.rand(num_frames, generator=generator, dtype=torch.float64).numpy()
         positions = (steps + offsets) * num_available / num_frames
     else:
-        raise ValueError(f'`sampling` must be "uniform", "round" or "random", got {sampling!r}.')
+        raise ValueError(f"`sampling` must be {' or '.join(SAMPLINGS)}, got {sampling!r}.")
     return np.clip(positions, 0, num_available - 1).astype(np.int64)
 
 
@@ -376,7 +377,7 @@ def _is_avc_reference(packet: Any, length_size: int) -> bool:
 
 
 def frame_range(
-    source: Any, times: np.ndarray, start: float | None, end: float | None, tick: float = 1e-9
+    source: Any, times: np.ndarray, start: float | None, end: float | None, tick: float = 1e-6
 ) -> tuple[int, int]:
     """
     The part of a clip between two moments, as the original cuts it: from the first frame not before `start` to one
@@ -399,9 +400,13 @@ def frame_range(
             raise VideoDecodeError(source, "bad_range", f"expected `{key}` in seconds from 0, found {value!r}.")
     if start is not None and end is not None and start >= end:
         raise VideoDecodeError(source, "bad_range", f"expected `start` before `end`, found {start} and {end}.")
+    # 2 / 1e-6 is 1999999.9999999998, which means 2000000
+    ticks = {
+        key: math.floor(value / tick + 1e-3) for key, value in (("start", start), ("end", end)) if value is not None
+    }
     stamps = np.rint(times / tick)
-    first = 0 if start is None else int(np.searchsorted(stamps, int(start / tick), "left"))
-    last = len(times) if end is None else int(np.searchsorted(stamps, int(end / tick), "right")) + 1
+    first = 0 if start is None else int(np.searchsorted(stamps, ticks["start"], "left"))
+    last = len(times) if end is None else int(np.searchsorted(stamps, ticks["end"], "right")) + 1
     if first >= len(times):
         raise VideoDecodeError(
             source,

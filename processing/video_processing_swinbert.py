@@ -1,6 +1,6 @@
 """From a clip to the model's input: decode -> sample -> preprocess. What is done to a frame is stored here, as data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,15 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import make_batched_metadata
 
-from .video_decoding_swinbert import MAX_FRAME_PIXELS, VideoMetadata, decode_video, frame_range, sample_indices
+from .video_decoding_swinbert import (
+    MAX_FRAME_PIXELS,
+    SAMPLINGS,
+    VideoMetadata,
+    decode_video,
+    frame_range,
+    sample_indices,
+)
 from .video_sources_swinbert import VideoDecodeError, is_encoded_source
 
 
@@ -33,7 +39,8 @@ class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[c
         generator (`int` or `torch.Generator`, *optional*): seed or generator of random sampling.
         video_backend (`str`, *optional*): what decodes files, see `decode_video`.
         strict (`bool`, *optional*): whether to refuse clips with undecodable frames, see `decode_video`.
-        allow_private_urls (`bool`, *optional*): whether URLs may lead into the private network.
+        allow_private_urls (`bool`, *optional*): whether URLs may lead into the private network; at a call only, since
+            the configuration may have come from anywhere.
     """
 
     frame_sampling: str | None
@@ -79,7 +86,13 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     valid_kwargs = SwinBertVideoProcessorKwargs
     model_input_names = ["pixel_values_videos"]
     # Said at a call, never stored: they belong to a clip or to a run.
-    _per_call = ("start", "end", "generator", "video_backend", "strict", "allow_private_urls", "video_metadata")
+    _per_call = ("start", "end", "generator", "allow_private_urls", "video_metadata")
+
+    def __init__(self, **kwargs: Unpack[SwinBertVideoProcessorKwargs]):
+        super().__init__(**kwargs)
+        _check_sampling(type(self).__name__, self.num_frames, self.fps)
+        if self.frame_sampling not in SAMPLINGS:
+            raise ValueError(f"`frame_sampling` must be {' or '.join(SAMPLINGS)}, got {self.frame_sampling!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in super().to_dict().items() if key not in self._per_call}
@@ -124,8 +137,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
             else None,
             start=start,
             end=end,
-            backend=video_backend or "auto",
-            strict=bool(strict),
+            backend=video_backend or self.video_backend or "auto",
+            strict=bool(self.strict if strict is None else strict),
             allow_private_urls=bool(allow_private_urls),
         )
 
@@ -171,23 +184,23 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
 
         clips = _split(videos)
         starts, ends = (_one_each(videos, key, kwargs.pop(key, None), len(clips)) for key in ("start", "end"))
-        given = kwargs.pop("video_metadata", None)
-        known = [None] * len(clips) if given is None else make_batched_metadata(clips, given)
+        known = _one_metadata_each(kwargs.pop("video_metadata", None), len(clips))
         frames, metadata = [], []
         for number, (clip, start, end, about) in enumerate(zip(clips, starts, ends, known, strict=True)):
             try:
                 if is_encoded_source(clip):
-                    clip, about = self.load_frames(
+                    decoded, about = self.load_frames(
                         clip, start=start, end=end, do_sample_frames=sample, **sampling, **decoding
                     )
-                tensor = self._to_tensor(clip, **kwargs)
-                if not is_encoded_source(clips[number]):
-                    tensor, about = self._select(tensor, about, start, end, sample, sampling)
+                    video = torch.from_numpy(decoded).permute(0, 3, 1, 2)
+                else:
+                    video = self._to_tensor(clip, **kwargs)
+                    video, about = self._select(video, about, start, end, sample, sampling)
             except VideoDecodeError as error:
                 if len(clips) == 1 or not error.source.startswith("<"):
                     raise
                 raise VideoDecodeError(f"videos[{number}] {error.source}", error.kind, error.message) from error
-            frames.append(tensor)
+            frames.append(video)
             metadata.append(about)
         kwargs["input_data_format"] = ChannelDimension.FIRST
         return super().preprocess(frames, video_metadata=metadata, do_sample_frames=False, **kwargs)
@@ -213,24 +226,23 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     def _select(
         self,
         video: torch.Tensor,
-        metadata: VideoMetadata | None,
+        metadata: Mapping | None,
         start: float | None,
         end: float | None,
         sample: bool,
         sampling: dict[str, Any],
     ) -> tuple[torch.Tensor, VideoMetadata]:
         """The range and the sample of a clip that came decoded."""
-        metadata = metadata or VideoMetadata(total_num_frames=len(video), height=video.shape[2], width=video.shape[3])
+        height, width = video.shape[2:]
+        about = VideoMetadata(**{"total_num_frames": len(video), "height": height, "width": width, **(metadata or {})})
         indices = np.arange(len(video))
         if start is not None or end is not None:
-            indices = _between(video, metadata.fps, start, end)
+            indices = indices[_between(video, about.fps, start, end)]
         if sample:
-            available = VideoMetadata(total_num_frames=len(indices), fps=metadata.fps)
+            available = VideoMetadata(total_num_frames=len(indices), fps=about.fps)
             indices = indices[self.sample_frames(available, **sampling)]
-        metadata.frames_indices = indices.tolist()
-        return (
-            video if len(indices) == len(video) and (indices == np.arange(len(video))).all() else video[indices]
-        ), metadata
+        about.frames_indices = indices.tolist()
+        return (video if about.frames_indices == list(range(len(video))) else video[indices]), about
 
     def resize(
         self,
@@ -333,6 +345,18 @@ def _one_each(videos: Any, name: str, value: Any, num_clips: int) -> list[float 
     return list(value)
 
 
+def _one_metadata_each(given: Any, num_clips: int) -> list[Mapping | None]:
+    """`video_metadata` as a flat list, one for each clip: it comes as one, as a list, or as a list of lists."""
+    if given is None:
+        return [None] * num_clips
+    flat: list[Mapping] = []
+    for item in given if isinstance(given, (list, tuple)) else [given]:
+        flat.extend(item if isinstance(item, (list, tuple)) else [item])
+    if len(flat) != num_clips:
+        raise ValueError(f"Expected one `video_metadata` for each of {num_clips} clips, got {len(flat)}.")
+    return flat
+
+
 def _as_array(clip: Any, do_convert_rgb: bool) -> torch.Tensor:
     """A clip's frames as one tensor of four dimensions, whatever their layout."""
     if isinstance(clip, (list, tuple)) or isinstance(clip, Image.Image):
@@ -341,7 +365,7 @@ def _as_array(clip: Any, do_convert_rgb: bool) -> torch.Tensor:
             shapes = sorted({tuple(frame.shape) for frame in frames})
             raise VideoDecodeError(clip, "bad_array", f"expected frames of one size, found {shapes}.")
         return torch.stack(frames)
-    if clip.ndim == 3:
+    if _is_picture(clip):
         return _tensor(clip, clip)[None]
     if clip.ndim != 4:
         raise VideoDecodeError(
@@ -354,7 +378,7 @@ def _picture(frame: Any, do_convert_rgb: bool) -> torch.Tensor:
     if isinstance(frame, Image.Image):
         # An alpha channel stays for the moment: it is blended with white, as transformers does.
         keep = ("RGB", "RGBA") if do_convert_rgb else ("RGB", "RGBA", "L")
-        return torch.from_numpy(np.array(frame if frame.mode in keep else frame.convert("RGB")))
+        frame = np.array(frame if frame.mode in keep else frame.convert("RGB"))
     return _tensor(frame, frame)
 
 
@@ -418,13 +442,13 @@ def _checked_values(clip: Any, video: torch.Tensor, do_rescale: bool) -> torch.T
     return whole.to(torch.uint8) if torch.allclose(video.float(), whole.float(), rtol=0, atol=1e-3) else video
 
 
-def _between(clip: Any, fps: float | None, start: float | None, end: float | None) -> np.ndarray:
+def _between(clip: Any, fps: float | None, start: float | None, end: float | None) -> slice:
     """Frames of a decoded clip between two seconds, by the rule of `decode_video`."""
     if not fps:
         raise VideoDecodeError(
             clip, "bad_range", "`start` and `end` of decoded frames need `video_metadata` with their `fps`."
         )
-    return np.arange(*frame_range(clip, np.arange(len(clip)) / fps, start, end))
+    return slice(*frame_range(clip, np.arange(len(clip)) / fps, start, end))
 
 
 def _pillow_resize(image: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
