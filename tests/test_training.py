@@ -279,7 +279,7 @@ def test_accumulated_steps_log_the_loss_of_one_big_step(shapes, tmp_path):
 def test_exact_content_compares_meaning():
     reference = "a small red circle moves left, then it grows"
     captions = [
-        "after sliding to the left, a little red disc grows",
+        "a small red circle slides left and then expands",
         "a small red circle grows, then it moves left",
         "a",
     ]
