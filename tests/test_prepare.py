@@ -373,6 +373,15 @@ def test_tsv_index_that_is_out_of_date(tmp_path):
         file.write("c\tc.mp4\n")
     with pytest.raises(AnnotationError, match=r"a.img.lineidx, line 3: .* found the end of the index"):
         Tsv(path)
+    path.with_suffix(".lineidx").write_text("")
+    with pytest.raises(AnnotationError, match="line 1: .* found the end of the index"):
+        Tsv(path)
+    path.with_suffix(".lineidx").write_text(f"0\n{10**17}\n")
+    with pytest.raises(AnnotationError, match=f"a.img.lineidx, line 2: .* found {10**17}"):
+        Tsv(path)
+    path.with_suffix(".lineidx").write_text("0\n16\n8\n")
+    with pytest.raises(AnnotationError, match="a.img.lineidx, line 3: .* found 8"):
+        Tsv(path)
     path.with_suffix(".lineidx").write_text("0\n5\n")
     with pytest.raises(AnnotationError, match=r"a.img.lineidx, line 2: .*delete a.img.lineidx"):
         Tsv(path)
@@ -421,6 +430,13 @@ MALFORMED = {
         "JSON",
     ),
     "endless time": ("tvc", "train.jsonl", '{"vid_name": "v", "ts": [0, Infinity], "clip_id": 1}', 1, r"ts\[1\]"),
+    "half a character": (
+        "vatex",
+        "train.json",
+        '[\n{"videoID": "v", "enCap": ["\\ud83d"]}]',
+        2,
+        r"enCap\[0\] to be text",
+    ),
     "captions no list": ("vatex", "train.json", '[\n{"videoID": "v", "enCap": "a man"}]', 2, "enCap to be a list"),
     "path upwards": ("vatex", "train.json", '[\n{"videoID": "../v", "enCap": ["a"]}]', 2, "stays in its folder"),
     "path from the root": (

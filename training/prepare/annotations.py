@@ -128,9 +128,8 @@ def read_msrvtt(files: Sequence[AnnotationFile]) -> Annotations:
 
 def _msrvtt_split(video_id: Node) -> str:
     match = re.fullmatch(r"video(\d{1,4})", video_id.name())
-    if not match:
-        video_id.fail("video0 to video9999, whose order gives the split (or a field `split` beside it)")
-    number = int(match[1])
+    expected = "video0 to video9999, whose order gives the split (or a field `split` beside it)"
+    number = int(match[1]) if match else video_id.fail(expected)
     return next(split for split, end in _MSRVTT_ENDS.items() if number < end)
 
 

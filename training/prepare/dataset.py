@@ -306,8 +306,8 @@ def _link(link: Path, video: Path, later: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     try:
         link.symlink_to(os.path.relpath(video, later.parent))
-    except OSError as error:
-        raise OSError(f"{later} cannot be a link ({error.strerror}): write into the folder of the videos.") from error
+    except (OSError, ValueError) as error:  # no right to make links; on another drive
+        raise OSError(f"{later} cannot be a link ({error}): leave out the output folder.") from error
 
 
 def _write_metadata(folder: Path, written: list[tuple[_Item, str]], report: Report) -> None:

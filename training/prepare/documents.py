@@ -1,7 +1,6 @@
 """Annotation files as text, lines and JSON values that know where they stand, so that an error can name the line."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
@@ -102,8 +101,10 @@ class Node:
             line = error.lineno + first_line - 1
             around = preview(text[error.pos : error.pos + 40]) if error.pos < len(text) else "the end"
             raise AnnotationError(file, line, f"JSON ({error.msg})", around) from error
-        except RecursionError as error:
-            raise AnnotationError(file, first_line, "JSON", "brackets in brackets without end") from error
+        except AnnotationError:
+            raise
+        except (RecursionError, ValueError) as error:  # brackets in brackets or digits without end
+            raise AnnotationError(file, first_line, "JSON", str(error)) from error
 
     @property
     def line(self) -> int:
@@ -136,7 +137,8 @@ class Node:
         return [self._inner(index, value) for index, value in enumerate(self.value)]
 
     def string(self) -> str:
-        if not isinstance(self.value, str):
+        # Half a surrogate pair is no character; files and tokenizers refuse it.
+        if not isinstance(self.value, str) or any("\ud800" <= each <= "\udfff" for each in self.value):
             self.fail("text")
         return self.value
 
@@ -147,7 +149,7 @@ class Node:
         return inner_path(self.string()) or self.fail(INNER_PATH)
 
     def seconds(self) -> float:
-        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)) or not math.isfinite(self.value):
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)) or not -1e9 < self.value < 1e9:
             self.fail("a number of seconds")
         return self.value
 

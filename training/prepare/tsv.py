@@ -73,7 +73,7 @@ class Tsv:
         elif index.is_file():
             self._starts = array("Q")
             for number, line in read_lines(index):
-                if not line.isdecimal():
+                if not line.isdecimal() or len(line) > 18:
                     raise AnnotationError(index, number, "the number of a byte", preview(line))
                 self._starts.append(int(line))
             self._check_starts(index)
@@ -114,16 +114,21 @@ class Tsv:
     def _check_starts(self, index: Path) -> None:
         """An index that is older than its file would lose rows, or cut them."""
         expected = f"the byte where a row of {self.path.name} begins (delete {index.name} if it is out of date)"
+        size = self.path.stat().st_size
         with self.path.open("rb") as file:
             previous = -1
             for number, start in enumerate(self._starts, 1):
-                file.seek(max(start - 1, 0))
-                if start <= previous or (start and file.read(1) != b"\n") or (number == 1 and start):
+                is_next = start == 0 if number == 1 else previous < start < size
+                if is_next and start:
+                    file.seek(start - 1)
+                    is_next = file.read(1) == b"\n"
+                if not is_next:
                     raise AnnotationError(index, number, expected, str(start))
                 previous = start
-            file.seek(max(previous, 0))
-            file.readline()
-            if file.read(1):
+            if self._starts:
+                file.seek(self._starts[-1])
+                file.readline()
+            if file.tell() < size:
                 raise AnnotationError(index, len(self._starts) + 1, expected, "the end of the index")
 
 
@@ -301,7 +306,7 @@ def read_frames(images: Tsv, row: int) -> list[bytes]:
             frame = base64.b64decode(column, validate=True)
             with Image.open(io.BytesIO(frame)) as picture:
                 kind, size = picture.format, picture.size
-        except (binascii.Error, UnidentifiedImageError, OSError, ValueError):
+        except (binascii.Error, UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError):
             kind, size = "something else", (0, 0)
         if kind != "JPEG" or not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
             found = "one that is cut short" if kind == "JPEG" else kind

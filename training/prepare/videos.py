@@ -97,8 +97,11 @@ class VideoCheck:
 
 def check_videos(files: list[Path]) -> dict[Path, VideoCheck]:
     """Opens each and looks for a video stream, several at a time; decodes nothing."""
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+    pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
+    try:
         return dict(zip(files, progress(pool.map(_check, files), "Checking videos", len(files)), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check(file: Path) -> VideoCheck:
