@@ -39,41 +39,25 @@ COLOURS = {
     "purple": (190, 50, 200),
     "white": (240, 240, 240),
 }
-SHAPES = {"circle": ("circle", "disc"), "square": ("square", "box"), "triangle": ("triangle",), "cross": ("cross",)}
-SIZES = {"small": ("small", "little"), "large": ("large", "big")}
-# Every action as a finite verb and as a gerund.
+SHAPES = {"circle": ("circle",), "square": ("square",), "triangle": ("triangle",), "cross": ("cross",)}
+SIZES = {"small": ("small",), "large": ("large",)}
 ACTIONS = {
-    "left": (("moves left", "moving left"), ("slides to the left", "sliding to the left")),
-    "right": (("moves right", "moving right"), ("slides to the right", "sliding to the right")),
-    "up": (("moves up", "moving up"), ("rises", "rising")),
-    "down": (("moves down", "moving down"), ("sinks", "sinking")),
-    "grow": (("grows", "growing"), ("gets bigger", "getting bigger")),
-    "shrink": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
-    "blink": (("blinks", "blinking"), ("flashes", "flashing")),
-    "bounce": (("bounces", "bouncing"), ("hops", "hopping")),
-    "shake": (("shakes", "shaking"), ("wobbles", "wobbling")),
+    "left": ("moves left", "slides left"),
+    "right": ("moves right", "slides right"),
+    "up": ("moves up", "rises"),
+    "down": ("moves down", "sinks"),
+    "grow": ("grows", "expands"),
+    "shrink": ("shrinks", "contracts"),
+    "blink": ("blinks", "flashes"),
+    "bounce": ("bounces", "hops"),
 }
-DIRECTIONS = {
-    "left": "from right to left",
-    "right": "from left to right",
-    "up": "from bottom to top",
-    "down": "from top to bottom",
-}
+DIRECTIONS = ("left", "right", "up", "down")
 RELATIONS = {"behind": ("behind",), "front": ("in front of",)}
 
-_SEQUENCE_TEMPLATES = (
-    "{subject} {first} and then {second}",
-    "{subject} {first}, then it {second}",
-    "{subject} {first} before {seconding}",
-    "after {firsting}, {subject} {second}",
-    "first {subject} {first}, then it {second}",
-)
-_PASSAGE_TEMPLATES = (
-    "{subject} {first} and passes {relation} {other}",
-    "{subject} passes {relation} {other} while {firsting}",
-    "while {firsting}, {subject} passes {relation} {other}",
-    "{subject} passes {relation} {other} {path}",
-)
+_UNSEEN_THINGS = {("red", "circle"), ("blue", "triangle"), ("white", "square")}
+
+_SEQUENCE_TEMPLATES = ("{subject} {first}, then it {second}", "{subject} {first} and then {second}")
+_PASSAGE_TEMPLATES = ("{subject} {first}, passing {relation} {other}", "{subject} {first} and passes {relation} {other}")
 
 
 @dataclass(frozen=True)
@@ -108,10 +92,9 @@ def all_contents() -> list[Content]:
 
 def held_out(content: Content) -> list[str]:
     """The combinations of `content` that only the test split shows: empty for what may be trained on."""
-    colours, shapes, actions = list(COLOURS), list(SHAPES), list(ACTIONS)
-    found = []
+    actions, found = list(ACTIONS), []
     for colour, shape in ((content.colour, content.shape), (content.other_colour, content.other_shape)):
-        if colour is not None and shape is not None and colours.index(colour) % len(shapes) == shapes.index(shape):
+        if (colour, shape) in _UNSEEN_THINGS:
             found.append(f"{colour} {shape}")
     if len(content.actions) == 2:
         first, second = content.actions
@@ -125,36 +108,24 @@ def held_out(content: Content) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- content <-> words
 
 
-def wordings(content: Content) -> list[list[str]]:
-    """Every way to say `content`: one list for each sentence pattern."""
+def wordings(content: Content) -> list[str]:
+    """Every way to say `content`."""
     subjects = _thing_words(content.colour, content.shape, content.size)
+    firsts = ACTIONS[content.actions[0]]
     if content.relation is None:
-        parts = [subjects, ACTIONS[content.actions[0]], ACTIONS[content.actions[1]], ("",), ("",), ("",)]
-        templates = _SEQUENCE_TEMPLATES
+        said = itertools.product(_SEQUENCE_TEMPLATES, subjects, firsts, ACTIONS[content.actions[1]], ("",), ("",))
     else:
         others = _thing_words(content.other_colour, content.other_shape, None)
-        path = (DIRECTIONS[content.actions[0]],)
-        parts = [subjects, ACTIONS[content.actions[0]], (("", ""),), RELATIONS[content.relation], others, path]
-        templates = _PASSAGE_TEMPLATES
-    said = [
-        {
-            "subject": subject,
-            "first": first[0],
-            "firsting": first[1],
-            "second": second[0],
-            "seconding": second[1],
-            "relation": relation,
-            "other": other,
-            "path": path,
-        }
-        for subject, first, second, relation, other, path in itertools.product(*parts)
+        said = itertools.product(_PASSAGE_TEMPLATES, subjects, firsts, ("",), RELATIONS[content.relation], others)
+    return [
+        template.format(subject=subject, first=first, second=second, relation=relation, other=other)
+        for template, subject, first, second, relation, other in said
     ]
-    return [list(dict.fromkeys(template.format(**words) for words in said)) for template in templates]
 
 
-def _thing_words(colour: str, shape: str, size: str | None) -> list[str]:
+def _thing_words(colour: str | None, shape: str | None, size: str | None) -> list[str]:
     sizes = [f"{word} " for word in SIZES[size]] if size else [""]
-    return [f"a {size_word}{colour} {shape_word}" for size_word in sizes for shape_word in SHAPES[shape]]
+    return [f"a {size_word}{colour} {shape_word}" for size_word in sizes for shape_word in SHAPES[str(shape)]]
 
 
 def content(caption: str) -> Content | None:
@@ -165,12 +136,11 @@ def content(caption: str) -> Content | None:
     text = re.sub(r"\s+", " ", re.sub(r"\s*([,.])", r"\1", caption.lower())).strip().removesuffix(".")
     for pattern in _PATTERNS:
         if match := pattern.fullmatch(text):
-            said = {key.rstrip("_"): word for key, word in match.groupdict().items()}
+            said = match.groupdict()
             break
     else:
         return None
-    first, second = (_MEANING.get(said.get(part) or said.get(f"{part}ing")) for part in ("first", "second"))
-    first = first or _MEANING[said["path"]]
+    first, second = _MEANING[said["first"]], _MEANING.get(said.get("second"))
     result = Content(
         colour=said["subject_colour"],
         shape=_MEANING[said["subject_shape"]],
@@ -194,27 +164,25 @@ def _sentence_patterns() -> Iterator[re.Pattern]:
         shape = _one_of(f"{name}_shape", itertools.chain(*SHAPES.values()))
         return f"(?:a|the) {size}{_one_of(f'{name}_colour', COLOURS)} {shape}"
 
-    verbs, gerunds = zip(*itertools.chain(*ACTIONS.values()), strict=True)
+    verbs = list(itertools.chain(*ACTIONS.values()))
     for template in _SEQUENCE_TEMPLATES + _PASSAGE_TEMPLATES:
         yield re.compile(
             template.format(
                 subject=thing("subject", sized=template in _SEQUENCE_TEMPLATES),
                 other=thing("other", sized=False),
                 first=_one_of("first", verbs),
-                firsting=_one_of("firsting", gerunds),
                 second=_one_of("second", verbs),
-                seconding=_one_of("seconding", gerunds),
                 relation=_one_of("relation", itertools.chain(*RELATIONS.values())),
-                path=_one_of("path", DIRECTIONS.values()),
             )
         )
 
 
 _PATTERNS = tuple(_sentence_patterns())
 _MEANING: dict[str | None, str] = {
-    **{word: meaning for table in (SHAPES, SIZES, RELATIONS) for meaning, words in table.items() for word in words},
-    **{word: meaning for meaning, forms in ACTIONS.items() for word in itertools.chain(*forms)},
-    **{path: direction for direction, path in DIRECTIONS.items()},
+    word: meaning
+    for table in (SHAPES, SIZES, RELATIONS, ACTIONS)
+    for meaning, words in table.items()
+    for word in words
 }
 
 
@@ -223,7 +191,7 @@ _MEANING: dict[str | None, str] = {
 
 def render(content: Content, rng: np.random.Generator) -> np.ndarray:
     """Draws `content`: `uint8` frames (24, 64, 64, 3). `rng` chooses place, pace, shade and background."""
-    background = rng.uniform(15, 70) + rng.uniform(-12, 12) * np.linspace(-1, 1, FRAME_SIZE)[:, None, None]
+    background = rng.uniform(20, 40) + rng.uniform(-6, 6) * np.linspace(-1, 1, FRAME_SIZE)[:, None, None]
     grain = rng.normal(0, 2, (FRAME_SIZE, FRAME_SIZE, 1))
     frames = np.broadcast_to((background + grain).astype(np.float32), (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3))
     if content.relation is None:
@@ -251,7 +219,7 @@ def _sequence_layer(content: Content, rng: np.random.Generator) -> tuple:
             np.concatenate([old, start + new]) for old, start, new in zip((x, y, scale), last, moved[:3], strict=True)
         )
         visible = np.concatenate([visible, moved[3]])
-    radius = (6 if content.size == "small" else 10) * rng.uniform(0.94, 1.06) * np.exp(scale)
+    radius = (8 if content.size == "small" else 13) * rng.uniform(0.94, 1.06) * np.exp(scale)
     x, y = (path + _place(path, radius, rng) for path in (x, y))
     return content.colour, content.shape, x, y, radius, visible
 
@@ -259,20 +227,18 @@ def _sequence_layer(content: Content, rng: np.random.Generator) -> tuple:
 def _act(action: str, u: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What an action does over its time `u` in (0, 1]: x and y in pixels, logarithm of the scale, visibility."""
     x, y, scale, visible = np.zeros_like(u), np.zeros_like(u), np.zeros_like(u), np.ones_like(u)
-    distance = rng.uniform(20, 26)
+    distance = rng.uniform(16, 20)
     match action:
         case "left" | "right":
             x = distance * u * (1 if action == "right" else -1)
         case "up" | "down":
             y = distance * u * (1 if action == "down" else -1)
         case "grow" | "shrink":
-            scale = np.log(1.6) * u * (1 if action == "grow" else -1)
+            scale = np.log(1.45) * u * (1 if action == "grow" else -1)
         case "blink":
             visible = (np.cos(4 * np.pi * u) > -0.2).astype(float)
         case "bounce":
-            y = -0.5 * distance * np.abs(np.sin(2 * np.pi * u))
-        case "shake":
-            x = 0.25 * distance * np.sin(4 * np.pi * u)
+            y = -0.6 * distance * np.abs(np.sin(2 * np.pi * u))
     return x, y, scale, visible
 
 
@@ -285,16 +251,16 @@ def _place(path: np.ndarray, radius: np.ndarray, rng: np.random.Generator) -> fl
 def _passage_layers(content: Content, rng: np.random.Generator) -> list[tuple]:
     """The passing shape and then the one that it passes."""
     u = np.clip(np.linspace(-1, 1, NUM_FRAMES) * rng.uniform(1.0, 1.25), -1, 1)
-    middle = FRAME_SIZE / 2 + rng.uniform(-3, 3, 2)
-    along = middle[0] + u * rng.uniform(21, 23) * (1 if content.actions[0] in ("right", "down") else -1)
+    middle = FRAME_SIZE / 2 + rng.uniform((-1, -3), (1, 3))
+    along = middle[0] + u * rng.uniform(22, 23) * (1 if content.actions[0] in ("right", "down") else -1)
     across = np.full(NUM_FRAMES, middle[1] + rng.uniform(-4, 4))
     still = np.ones(NUM_FRAMES)
     position, place = (along, across), (middle[0] * still, middle[1] * still)
     if content.actions[0] in ("up", "down"):
         position, place = position[::-1], place[::-1]
     return [
-        (content.colour, content.shape, *position, rng.uniform(6, 7.5) * still, still),
-        (content.other_colour, content.other_shape, *place, rng.uniform(10.5, 12) * still, still),
+        (content.colour, content.shape, *position, rng.uniform(7.5, 8.5) * still, still),
+        (content.other_colour, content.other_shape, *place, rng.uniform(11.5, 13) * still, still),
     ]
 
 
@@ -381,8 +347,7 @@ def _write_example(folder: Path, split: str, number: int, contents: list[Content
     file_name = f"{split}/{number:06d}.mp4"
     (folder / split).mkdir(parents=True, exist_ok=True)
     write_clip(folder / file_name, render(chosen, rng))
-    patterns = wordings(chosen)
-    captions = [str(rng.choice(patterns[i])) for i in rng.choice(len(patterns), 4, replace=False)]
+    captions = rng.choice(wordings(chosen), 4, replace=False).tolist()
     return {
         "file_name": file_name,
         "split": split,

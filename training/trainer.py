@@ -81,9 +81,10 @@ class VideoCaptioningTrainer(Trainer):
         mask = getattr(self.accelerator.unwrap_model(self.model).model, "sparse_mask", None)
         if mask is not None and ("loss" in logs or "eval_loss" in logs):
             values = mask.soft_values().detach()
+            off_diagonal = ~torch.eye(len(values), dtype=torch.bool, device=values.device)
             prefix = "eval_" if "eval_loss" in logs else ""
             logs[f"{prefix}sparsity_loss"] = round(values.mean().item(), 4)
-            logs[f"{prefix}mask_below_half"] = round((values < 0.5).float().mean().item(), 4)
+            logs[f"{prefix}mask_below_half"] = round((values < 0.5)[off_diagonal].float().mean().item(), 4)
             if prefix:
                 weighted = self.model.config.sparsity_loss_weight * logs["eval_sparsity_loss"]
                 logs["eval_caption_loss"] = round(logs["eval_loss"] - weighted, 4)
