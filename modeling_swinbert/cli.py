@@ -16,14 +16,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from swinbert import bundled_model
+from swinbert.processing import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     import torch
 
-VIDEO_SUFFIXES = {
-    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
-    *(".webm", ".wmv"),
-}
 BUNDLED_MODEL_NOTICE = (
     "No --model was given: using the bundled demo, which knows moving shapes and nothing else. For real clips name a"
     " GIT checkpoint of the Hub (--model microsoft/git-base-vatex), or a SwinBERT checkpoint that you hold, after"
@@ -363,6 +360,36 @@ def make_shapes(
     except (OSError, ValueError) as error:
         _fail(str(error))
     typer.echo(folder)
+
+
+@app.command()
+def prepare(
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="msvd, msrvtt, vatex, youcook2, tvc or tsv.")],
+    annotations: Annotated[
+        list[str], typer.Argument(metavar="ANNOTATION", help="Original annotation files, each FILE or SPLIT=FILE.")
+    ],
+    videos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the videos are; TSVs of frames need none.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New folder of links; else metadata.jsonl goes to the videos.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Write the dataset without what is missing or unreadable.")
+    ] = False,
+    check: Annotated[bool, typer.Option(help="Open every video.")] = True,
+):
+    """Make a dataset to train on from a benchmark's annotation files, and report what is wrong with it."""
+    with _missing_extra("train"):
+        from swinbert.training.prepare import prepare as prepare_dataset
+
+        try:
+            report = prepare_dataset(
+                benchmark, annotations, videos=videos, output=output, allow_missing=allow_missing, check=check
+            )
+        except (ValueError, OSError) as error:
+            _fail(str(error))
+    typer.echo(report)
 
 
 @app.command(

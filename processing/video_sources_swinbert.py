@@ -17,6 +17,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
+# How the names of video files end; what is in a file decides whether it can be decoded.
+VIDEO_SUFFIXES = {
+    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
+    *(".webm", ".wmv"),
+}
 MAX_DOWNLOAD_BYTES = 2 << 30
 MAX_DOWNLOAD_SECONDS = 300.0
 _CONNECT_SECONDS = 20.0

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from swinbert.cli import VIDEO_SUFFIXES
+from swinbert.processing import VIDEO_SUFFIXES
 
 T = TypeVar("T")
 
