@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
@@ -78,6 +79,9 @@ class SwinBertProcessor(ProcessorMixin):
             raise ValueError(
                 f"{type(self).__name__} takes `videos` and `text`, not `{other.pop()}`; a picture is a clip too."
             )
+        if isinstance(generator := kwargs.get("generator"), torch.Generator):
+            # transformers copies the arguments of a call: a copied generator would give the same draw at every call.
+            kwargs["generator"] = int(torch.randint(2**62, (), generator=generator))
         return super().__call__(text=text, videos=videos, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:

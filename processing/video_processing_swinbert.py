@@ -181,6 +181,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         sample = kwargs.pop("do_sample_frames", None)
         sample = self.do_sample_frames if sample is None else sample
         _check_sampling(videos, sampling["num_frames"], sampling["fps"])
+        if isinstance(sampling["generator"], (int, np.integer)):  # one seed, but another draw for each clip
+            sampling["generator"] = torch.Generator().manual_seed(int(sampling["generator"]))
 
         clips = _split(videos)
         starts, ends = (_one_each(videos, key, kwargs.pop(key, None), len(clips)) for key in ("start", "end"))
@@ -349,7 +351,7 @@ def _one_metadata_each(given: Any, num_clips: int) -> list[Mapping | None]:
     """`video_metadata` as a flat list, one for each clip: it comes as one, as a list, or as a list of lists."""
     if given is None:
         return [None] * num_clips
-    flat: list[Mapping] = []
+    flat: list[Mapping | None] = []
     for item in given if isinstance(given, (list, tuple)) else [given]:
         flat.extend(item if isinstance(item, (list, tuple)) else [item])
     if len(flat) != num_clips:

@@ -62,6 +62,18 @@ def test_video_arguments_reach_the_video_processor(processor, clip):
     assert nested["pixel_values_videos"].shape[1] == 2
 
 
+def test_a_generator_goes_on_from_call_to_call(processor, clip):
+    def draws(generator):
+        inputs = processor(videos=[clip, clip], frame_sampling="random", generator=generator, return_metadata=True)
+        return [tuple(about.frames_indices) for about in inputs["video_metadata"]]
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = draws(generator) + draws(generator)
+    assert len(set(drawn)) == 4  # 7 ** 4 are possible
+    assert draws(torch.Generator().manual_seed(0)) == drawn[:2]
+    assert draws(5) == draws(5)
+
+
 def test_captions_are_written_as_by_the_original(processor):
     for case in GOLDEN["captions"]:
         assert processor.decode(case["ids"], skip_special_tokens=True) == case["text"]
