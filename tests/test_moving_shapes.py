@@ -12,8 +12,8 @@ from swinbert.processing import decode_video
 from swinbert.training import moving_shapes
 from swinbert.training.moving_shapes import Content, all_contents, content, held_out, make_shapes, render, wordings
 
-SEQUENCE = Content("red", "circle", ("left", "grow"), size="small")
-PASSAGE = Content("red", "circle", ("left",), relation="behind", other_colour="blue", other_shape="square")
+SEQUENCE = Content("red", "circle", "small", ("left", "grow"))
+PASSAGE = Content("red", "circle", "small", ("left",), relation="behind", other_colour="blue", other_shape="square")
 
 
 def drawn(what: Content, seed: int = 0) -> np.ndarray:
@@ -38,10 +38,10 @@ def test_every_wording_is_read_back():
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
-        ("A small red circle moves left , then it grows .", SEQUENCE),
-        ("the small red circle slides left and then expands", SEQUENCE),
-        ("a red circle slides left, passing behind the blue square", PASSAGE),
-        ("a small red circle grows, then it moves left", replace(SEQUENCE, actions=("grow", "left"))),
+        ("A small red circle moves left , then it gets larger .", SEQUENCE),
+        ("the little red disc slides left and after that grows larger", SEQUENCE),
+        ("a small red circle slides left, passing behind the big blue square", PASSAGE),
+        ("a small red circle gets larger, then it moves left", replace(SEQUENCE, actions=("grow", "left"))),
     ],
 )
 def test_content(caption, expected):
@@ -54,15 +54,15 @@ def test_content(caption, expected):
         "",
         "a small red circle",
         "a small red circle moves left",
-        "a red circle moves left, then it grows",
+        "a red circle moves left, then it gets larger",
         "a small red circle moves left, then it moves left",
-        "a small red red circle moves left, then it grows",
-        "a small red circle moves left, then it grows and grows",
-        "a small red circle grows and passes behind a blue square",
-        "a red circle grows and passes behind a blue square",
-        "a red circle moves left and passes behind a red square",
-        "a red circle moves left and passes a blue square",
-        "a red circle moves left and passes behind a small blue square",
+        "a small red red circle moves left, then it gets larger",
+        "a small red circle moves left, then it gets larger and larger",
+        "a small red circle gets larger and passes behind a large blue square",
+        "a large red circle moves left and passes behind a large blue square",
+        "a small red circle moves left and passes behind a large red square",
+        "a small red circle moves left and passes a large blue square",
+        "a small red circle moves left and passes behind a small blue square",
     ],
 )
 def test_malformed_sentences_say_nothing(caption):

@@ -277,10 +277,10 @@ def test_accumulated_steps_log_the_loss_of_one_big_step(shapes, tmp_path):
 
 
 def test_exact_content_compares_meaning():
-    reference = "a small red circle moves left, then it grows"
+    reference = "a small red circle moves left, then it gets larger"
     captions = [
-        "a small red circle slides left and then expands",
-        "a small red circle grows, then it moves left",
+        "a little red disc slides left and after that grows larger",
+        "a small red circle gets larger, then it moves left",
         "a",
     ]
     assert evaluate.exact_content(captions, [reference] * 3) == [True, False, False]

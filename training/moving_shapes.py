@@ -2,8 +2,9 @@
 
 There are two kinds of clip, 24 frames of 64 x 64 pixels each, H.264 at 12 frames per second:
 
-- a *sequence*: one shape does two things, one after the other ("a small red circle moves left, then it grows");
-- a *passage*: one shape passes behind or in front of another ("a red circle moves up and passes behind a blue square").
+- a *sequence*: one shape does two things, one after the other ("a small red circle moves left, then it gets larger");
+- a *passage*: one shape passes behind or in front of another ("a small red circle moves up and passes behind a large
+  blue square").
 
 No single frame says which way a shape is going, whether it is growing or shrinking, what came first, or how large a
 shape that grows or shrinks was at the start. `Content` holds what a caption says, `wordings` says it in many ways, and
@@ -44,31 +45,32 @@ SIZES = {"small": ("small",), "large": ("large",)}
 ACTIONS = {
     "left": ("moves left", "slides left"),
     "right": ("moves right", "slides right"),
-    "up": ("moves up", "rises"),
-    "down": ("moves down", "sinks"),
-    "grow": ("grows", "expands"),
-    "shrink": ("shrinks", "contracts"),
-    "blink": ("blinks", "flashes"),
-    "bounce": ("bounces", "hops"),
+    "up": ("moves up", "slides up"),
+    "down": ("moves down", "slides down"),
+    "grow": ("gets larger", "grows larger"),
+    "shrink": ("gets smaller", "grows smaller"),
+    "blink": ("blinks twice", "flashes twice"),
+    "bounce": ("bounces twice", "hops twice"),
 }
 DIRECTIONS = ("left", "right", "up", "down")
 RELATIONS = {"behind": ("behind",), "front": ("in front of",)}
 
 _UNSEEN_THINGS = {("red", "circle"), ("blue", "triangle"), ("white", "square")}
 
-_SEQUENCE_TEMPLATES = ("{subject} {first}, then it {second}", "{subject} {first} and then {second}")
+# Whatever the wording, a part of a sentence has one place in it: a small model need not first learn to count.
+_SEQUENCE_TEMPLATES = ("{subject} {first}, then it {second}", "{subject} {first} and after that {second}")
 _PASSAGE_TEMPLATES = ("{subject} {first}, passing {relation} {other}", "{subject} {first} and passes {relation} {other}")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a caption says. A sequence has a `size` (at the start) and two `actions`; a passage has one direction as its
-    action, a `relation` ("behind" or "front") and the other shape."""
+    """What a caption says: a shape, its size at the start and two `actions`; or, of a passage, a small shape, one
+    direction as its action, a `relation` ("behind" or "front") and the large shape that it passes."""
 
     colour: str
     shape: str
+    size: str
     actions: tuple[str, ...]
-    size: str | None = None
     relation: str | None = None
     other_colour: str | None = None
     other_shape: str | None = None
@@ -77,12 +79,12 @@ class Content:
 def all_contents() -> list[Content]:
     """Every content of the world: sequences first, then passages."""
     sequences = [
-        Content(colour, shape, actions, size=size)
+        Content(colour, shape, size, actions)
         for colour, shape, size in itertools.product(COLOURS, SHAPES, SIZES)
         for actions in itertools.permutations(ACTIONS, 2)
     ]
     passages = [
-        Content(colour, shape, (direction,), relation=relation, other_colour=other_colour, other_shape=other_shape)
+        Content(colour, shape, "small", (direction,), relation, other_colour, other_shape)
         for colour, other_colour in itertools.permutations(COLOURS, 2)
         for shape, other_shape in itertools.product(SHAPES, repeat=2)
         for direction, relation in itertools.product(DIRECTIONS, RELATIONS)
@@ -115,7 +117,7 @@ def wordings(content: Content) -> list[str]:
     if content.relation is None:
         said = itertools.product(_SEQUENCE_TEMPLATES, subjects, firsts, ACTIONS[content.actions[1]], ("",), ("",))
     else:
-        others = _thing_words(content.other_colour, content.other_shape, None)
+        others = _thing_words(content.other_colour, content.other_shape, "large")
         said = itertools.product(_PASSAGE_TEMPLATES, subjects, firsts, ("",), RELATIONS[content.relation], others)
     return [
         template.format(subject=subject, first=first, second=second, relation=relation, other=other)
@@ -123,9 +125,8 @@ def wordings(content: Content) -> list[str]:
     ]
 
 
-def _thing_words(colour: str | None, shape: str | None, size: str | None) -> list[str]:
-    sizes = [f"{word} " for word in SIZES[size]] if size else [""]
-    return [f"a {size_word}{colour} {shape_word}" for size_word in sizes for shape_word in SHAPES[str(shape)]]
+def _thing_words(colour: str | None, shape: str | None, size: str) -> list[str]:
+    return [f"a {size_word} {colour} {shape_word}" for size_word in SIZES[size] for shape_word in SHAPES[str(shape)]]
 
 
 def content(caption: str) -> Content | None:
@@ -144,13 +145,16 @@ def content(caption: str) -> Content | None:
     result = Content(
         colour=said["subject_colour"],
         shape=_MEANING[said["subject_shape"]],
-        size=_MEANING.get(said.get("subject_size")),
+        size=_MEANING[said["subject_size"]],
         actions=(first, second) if second else (first,),
         relation=_MEANING.get(said.get("relation")),
         other_colour=said.get("other_colour"),
         other_shape=_MEANING.get(said.get("other_shape")),
     )
-    sensible = first != second and result.colour != result.other_colour and (second or first in DIRECTIONS)
+    if result.relation is None:
+        return result if first != second else None
+    sizes = result.size, _MEANING[said["other_size"]]
+    sensible = sizes == ("small", "large") and result.colour != result.other_colour and first in DIRECTIONS
     return result if sensible else None
 
 
@@ -159,17 +163,17 @@ def _one_of(name: str, words) -> str:
 
 
 def _sentence_patterns() -> Iterator[re.Pattern]:
-    def thing(name: str, sized: bool) -> str:
-        size = _one_of(f"{name}_size", itertools.chain(*SIZES.values())) + " " if sized else ""
+    def thing(name: str) -> str:
+        size = _one_of(f"{name}_size", itertools.chain(*SIZES.values()))
         shape = _one_of(f"{name}_shape", itertools.chain(*SHAPES.values()))
-        return f"(?:a|the) {size}{_one_of(f'{name}_colour', COLOURS)} {shape}"
+        return f"(?:a|the) {size} {_one_of(f'{name}_colour', COLOURS)} {shape}"
 
     verbs = list(itertools.chain(*ACTIONS.values()))
     for template in _SEQUENCE_TEMPLATES + _PASSAGE_TEMPLATES:
         yield re.compile(
             template.format(
-                subject=thing("subject", sized=template in _SEQUENCE_TEMPLATES),
-                other=thing("other", sized=False),
+                subject=thing("subject"),
+                other=thing("other"),
                 first=_one_of("first", verbs),
                 second=_one_of("second", verbs),
                 relation=_one_of("relation", itertools.chain(*RELATIONS.values())),
