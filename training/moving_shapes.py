@@ -195,9 +195,13 @@ _MEANING: dict[str | None, str] = {
 
 def render(content: Content, rng: np.random.Generator) -> np.ndarray:
     """Draws `content`: `uint8` frames (24, 64, 64, 3). `rng` chooses place, pace, shade and background."""
-    background = rng.uniform(20, 40) + rng.uniform(-6, 6) * np.linspace(-1, 1, FRAME_SIZE)[:, None, None]
-    grain = rng.normal(0, 2, (FRAME_SIZE, FRAME_SIZE, 1))
-    frames = np.broadcast_to((background + grain).astype(np.float32), (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3))
+    # A dusky scene: greener towards the ground, bluer towards one side, brighter with time. Video Swin has no absolute
+    # positions; here every place and moment looks a little different, which a small model learns motion from.
+    light = np.zeros((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.float32)
+    light += rng.uniform(10, 20) + np.linspace(0, 70, NUM_FRAMES)[:, None, None, None] * np.array([1, 0, 0])
+    light[..., 1] += np.linspace(0, 90, FRAME_SIZE)[:, None]
+    light[..., 2] += np.linspace(0, 90, FRAME_SIZE)
+    frames = light + rng.normal(0, 2, (FRAME_SIZE, FRAME_SIZE, 1)).astype(np.float32)
     if content.relation is None:
         layers = [_sequence_layer(content, rng)]
     else:
