@@ -72,7 +72,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         ValueError: an argument does not exist.
         SystemExit: an argument's value is not of its type, or one is missing; argparse has printed which.
     """
-    argv, recipe = list(argv), {}
+    argv, recipe = list(argv), dict[str, Any]()
     if argv and argv[0].endswith((".yaml", ".yml")):
         with open(argv.pop(0), encoding="utf-8") as file:
             recipe = yaml.safe_load(file) or {}
@@ -106,8 +106,8 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[tuple[list[str], Any
     words = iter(argv)
     for word in words:
         if word.startswith("--config."):
-            name, equals, value = word.removeprefix("--config.").partition("=")
-            value = value if equals else next(words, None)
+            name, equals, inline = word.removeprefix("--config.").partition("=")
+            value = inline if equals else next(words, None)
             if value is None:
                 raise ValueError(f"{word} needs a value.")
             changes.append((name.split("."), yaml.safe_load(value)))

@@ -103,7 +103,8 @@ class ClipDataset(torch.utils.data.Dataset):
         self.clips = clips
         self.video_processor = video_processor
         self.max_shift = max_shift
-        self._kept = self._is_kept = None
+        self._kept: np.ndarray | None = None
+        self._is_kept: np.ndarray | None = None
         if keep_frames:
             shape = (len(clips), *self._decode(0).shape)
             # Deleted by the system once no process maps them.

@@ -59,7 +59,10 @@ _UNSEEN_THINGS = {("red", "circle"), ("blue", "triangle"), ("white", "square")}
 
 # Whatever the wording, a part of a sentence has one place in it: a small model need not first learn to count.
 _SEQUENCE_TEMPLATES = ("{subject} {first}, then it {second}", "{subject} {first} and after that {second}")
-_PASSAGE_TEMPLATES = ("{subject} {first}, passing {relation} {other}", "{subject} {first} and passes {relation} {other}")
+_PASSAGE_TEMPLATES = (
+    "{subject} {first}, passing {relation} {other}",
+    "{subject} {first} and passes {relation} {other}",
+)
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,7 @@ def _sentence_patterns() -> Iterator[re.Pattern]:
 
 _PATTERNS = tuple(_sentence_patterns())
 _MEANING: dict[str | None, str] = {
-    word: meaning
-    for table in (SHAPES, SIZES, RELATIONS, ACTIONS)
-    for meaning, words in table.items()
-    for word in words
+    word: meaning for table in (SHAPES, SIZES, RELATIONS, ACTIONS) for meaning, words in table.items() for word in words
 }
 
 
@@ -197,7 +197,7 @@ def render(content: Content, rng: np.random.Generator) -> np.ndarray:
     """Draws `content`: `uint8` frames (24, 64, 64, 3). `rng` chooses place, pace, shade and background."""
     # A dusky scene: greener towards the ground, bluer towards one side, brighter with time. Video Swin has no absolute
     # positions; here every place and moment looks a little different, which a small model learns motion from.
-    light = np.zeros((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.float32)
+    light: np.ndarray = np.zeros((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.float32)
     light += rng.uniform(10, 20) + np.linspace(0, 70, NUM_FRAMES)[:, None, None, None] * np.array([1, 0, 0])
     light[..., 1] += np.linspace(0, 90, FRAME_SIZE)[:, None]
     light[..., 2] += np.linspace(0, 90, FRAME_SIZE)
@@ -259,7 +259,7 @@ def _place(path: np.ndarray, radius: np.ndarray, rng: np.random.Generator) -> fl
 def _passage_layers(content: Content, rng: np.random.Generator) -> list[tuple]:
     """The passing shape and then the one that it passes."""
     u = np.clip(np.linspace(-1, 1, NUM_FRAMES) * rng.uniform(1.0, 1.25), -1, 1)
-    middle = FRAME_SIZE / 2 + rng.uniform((-1, -3), (1, 3))
+    middle = FRAME_SIZE / 2 + np.asarray(rng.uniform((-1, -3), (1, 3)))
     along = middle[0] + u * rng.uniform(22, 23) * (1 if content.actions[0] in ("right", "down") else -1)
     across = np.full(NUM_FRAMES, middle[1] + rng.uniform(-4, 4))
     still = np.ones(NUM_FRAMES)
@@ -275,7 +275,7 @@ def _passage_layers(content: Content, rng: np.random.Generator) -> list[tuple]:
 def _coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """How much of each pixel a shape covers: (T, H, W) in [0, 1], from its signed distance."""
     rows, columns = np.mgrid[:FRAME_SIZE, :FRAME_SIZE].astype(np.float32) + 0.5
-    x, y, r = (path.astype(np.float32)[:, None, None] for path in (x, y, radius))
+    x, y, r = (np.asarray(path, dtype=np.float32)[:, None, None] for path in (x, y, radius))
     dx, dy = np.abs(columns - x), rows - y
     match shape:
         case "circle":
@@ -333,7 +333,8 @@ def make_shapes(
     if output_dir.exists() and any(output_dir.iterdir()):
         raise FileExistsError(f"{output_dir} is not empty: name another folder, or empty this one.")
 
-    known, unseen = [], []
+    known: list[Content] = []
+    unseen: list[Content] = []
     for each in all_contents():
         (unseen if held_out(each) else known).append(each)
     clips = [(split, number) for split, size in sizes.items() for number in range(size)]

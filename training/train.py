@@ -5,7 +5,7 @@ swinbert train RECIPE.yaml [--name value ...]        # or python -m swinbert.tra
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, EvalPrediction, set_seed
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def load_model(
-    args: ModelArguments, config: dict, captions: Sequence[str]
+    args: ModelArguments, config: dict, captions: Iterable[str]
 ) -> tuple[SwinBertForVideoCaptioning, SwinBertProcessor]:
     """The model to fine-tune, or a new one of the fields `config`, with its processor."""
     if args.model:

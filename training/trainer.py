@@ -28,7 +28,7 @@ class VideoCaptioningTrainer(Trainer):
         """AdamW on four groups: backbone and rest, with and without weight decay; the backbone's rate is a share."""
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
-            self.optimizer = cls(self.parameter_groups(model or self.model), **kwargs)
+            self.optimizer: torch.optim.Optimizer = cls(self.parameter_groups(model or self.model), **kwargs)
         return self.optimizer
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
