@@ -55,6 +55,12 @@ def test_an_entry_module_names_every_sibling_that_it_needs(entry):
     assert seen - {entry} <= direct
 
 
+def test_bundled_checkpoint_holds_the_code_of_this_package():
+    """A complete folder for the Hub. After a change of a shipped module: copy it there."""
+    copies = {file.name: file.read_text() for file in (ROOT / "modeling_swinbert" / "checkpoints").rglob("*.py")}
+    assert copies == {file.name: file.read_text() for file in SHIPPED}
+
+
 def test_wheel_holds_the_package_alone(tmp_path):
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(

@@ -1,0 +1,112 @@
+"""Clips and captions to the model's input, and its output back to captions: a video processor and a tokenizer."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+
+from .video_decoding_swinbert import decode_video  # noqa: F401 - named here, so that save_pretrained ships its file
+from .video_processing_swinbert import SwinBertVideoProcessorKwargs
+from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
+
+if TYPE_CHECKING:
+    from .pipeline_swinbert import VideoCaptioningPipeline  # noqa: F401 - the same
+
+# What BERT's word pieces hold apart and English writes together, in the original's order; "do not" is its own habit.
+_JOINED = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" do not", " don't"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+class SwinBertProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """Captions are padded to the longest of the call and cut to `max_length`, the tokenizer's own if not given."""
+
+    videos_kwargs: SwinBertVideoProcessorKwargs
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+
+
+class SwinBertProcessor(ProcessorMixin):
+    r"""
+    A [`SwinBertVideoProcessor`] and a BERT tokenizer as one.
+
+    ```python
+    inputs = processor(videos="clip.mp4", return_tensors="pt")  # pixel_values_videos (B, T, C, H, W)
+    processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+    ```
+
+    Args:
+        video_processor ([`SwinBertVideoProcessor`]): what becomes of clips.
+        tokenizer (`PreTrainedTokenizerBase`): what becomes of captions: `[CLS] caption [SEP]`.
+    """
+
+    valid_processor_kwargs = SwinBertProcessorKwargs
+
+    def __init__(self, video_processor: Any = None, tokenizer: Any = None, **kwargs):
+        super().__init__(video_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self, videos: Any = None, text: str | list[str] | None = None, **kwargs: Unpack[SwinBertProcessorKwargs]
+    ) -> BatchFeature:
+        """
+        Args:
+            videos (*optional*): one clip or a list of clips, see [`SwinBertVideoProcessor`].
+            text (`str` or `list[str]`, *optional*): captions, or the beginnings of captions.
+            kwargs: `start`, `end` (seconds, or lists with one for each clip), `num_frames`, `fps`, `frame_sampling` and
+                the rest of the video processor's; `max_length`, `padding`, `truncation` and the rest of the
+                tokenizer's; `return_tensors`, `return_metadata`.
+
+        Returns:
+            `BatchFeature` with `pixel_values_videos` (B, T, C, H, W) for `videos`, and `input_ids`, `token_type_ids`
+            and `attention_mask` (B, L) for `text`.
+
+        Raises:
+            VideoDecodeError: a clip cannot be used.
+            ValueError: neither `text` nor `videos` is given, or an image or audio is.
+        """
+        if other := {"images", "audio"} & kwargs.keys():
+            raise ValueError(
+                f"{type(self).__name__} takes `videos` and `text`, not `{other.pop()}`; a picture is a clip too."
+            )
+        if isinstance(generator := kwargs.get("generator"), torch.Generator):
+            # transformers copies the arguments of a call: a copied generator would give the same draw at every call.
+            kwargs["generator"] = int(torch.randint(2**62, (), generator=generator))
+        return super().__call__(text=text, videos=videos, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """transformers' own, but leaves the processor as it was: `auto_map` belongs to the folder, not to it."""
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.__dict__.pop("auto_map", None)
+        return files
+
+    def decode(self, token_ids: Any, *args, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
+        """The tokenizer's `decode`; without special tokens, the caption as `post_process_caption` writes it."""
+        text = self.tokenizer.decode(token_ids, *args, skip_special_tokens=skip_special_tokens, **kwargs)
+        if not skip_special_tokens:
+            return text
+        return self.post_process_caption(text) if isinstance(text, str) else list(map(self.post_process_caption, text))
+
+    def batch_decode(self, sequences: Any, *args, skip_special_tokens: bool = False, **kwargs) -> list[str]:
+        """Captions of many sequences of token ids, (B, L), see `decode`."""
+        return [str(self.decode(ids, *args, skip_special_tokens=skip_special_tokens, **kwargs)) for ids in sequences]
+
+    @staticmethod
+    def post_process_caption(text: str) -> str:
+        """Joins punctuation and contractions to their words, as the original writes its captions."""
+        for apart, joined in _JOINED:
+            text = text.replace(apart, joined)
+        return text.strip()
+
+
+__all__ = ["SwinBertProcessor"]

@@ -1,0 +1,477 @@
+"""From a clip to the model's input: decode -> sample -> preprocess. What is done to a frame is stored here, as data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tvF
+from PIL import Image
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from .video_decoding_swinbert import (
+    MAX_FRAME_PIXELS,
+    SAMPLINGS,
+    VideoMetadata,
+    decode_video,
+    frame_range,
+    sample_indices,
+)
+from .video_sources_swinbert import VideoDecodeError, is_encoded_source
+
+
+class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
+    """
+    Arguments beyond those of every video processor.
+
+    Args:
+        frame_sampling (`str`, *optional*): `"uniform"`, `"round"` or `"random"`, see `sample_indices`.
+        start, end (`float` or list, *optional*): the part of a clip to use, in seconds; a list has one for each clip.
+        generator (`int` or `torch.Generator`, *optional*): seed or generator of random sampling.
+        video_backend (`str`, *optional*): what decodes files, see `decode_video`.
+        strict (`bool`, *optional*): whether to refuse clips with undecodable frames, see `decode_video`.
+        allow_private_urls (`bool`, *optional*): whether URLs may lead into the private network; at a call only, since
+            the configuration may have come from anywhere.
+    """
+
+    frame_sampling: str | None
+    start: float | int | list[float | int | None] | None
+    end: float | int | list[float | int | None] | None
+    generator: Any
+    video_backend: str | None
+    strict: bool | None
+    allow_private_urls: bool | None
+
+
+class SwinBertVideoProcessor(BaseVideoProcessor):
+    r"""
+    Turns clips into `pixel_values_videos`, (B, T, C, H, W) float32: samples `num_frames` frames, resizes their short
+    side to `size`, crops the centre, rescales and normalises, with the pixels of the original SwinBERT.
+
+    A clip is a path, an http(s) URL, bytes, a binary file object, an array (T, H, W, C) or (T, C, H, W), a list of PIL
+    images or of arrays (H, W, C), or a single picture, which is a clip of one frame. Several clips are a list, or one
+    array of five dimensions. Arrays are uint8, or floats in [0, 1] or [0, 255]. Clips shorter than `num_frames` repeat
+    frames. Whether or not they come decoded, clips are sampled, unless `do_sample_frames=False`.
+
+    Where CPU uint8 frames are resized, it is done by Pillow, whose rounding the original's pixels have; other tensors
+    are resized by torchvision, which differs by at most 1/255.
+
+    Raises:
+        VideoDecodeError: a clip cannot be used; it says which one and why.
+    """
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 224}
+    crop_size = {"height": 224, "width": 224}
+    default_to_square = False
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    num_frames = 32
+    frame_sampling = "uniform"
+    valid_kwargs = SwinBertVideoProcessorKwargs
+    model_input_names = ["pixel_values_videos"]
+    # Said at a call, never stored: they belong to a clip or to a run.
+    _per_call = ("start", "end", "generator", "allow_private_urls", "video_metadata")
+
+    def __init__(self, **kwargs: Unpack[SwinBertVideoProcessorKwargs]):
+        super().__init__(**kwargs)
+        _check_sampling(type(self).__name__, self.num_frames, self.fps)
+        if self.frame_sampling not in SAMPLINGS:
+            raise ValueError(f"`frame_sampling` must be {' or '.join(SAMPLINGS)}, got {self.frame_sampling!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in super().to_dict().items() if key not in self._per_call}
+
+    def load_frames(
+        self,
+        source: Any,
+        *,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        frame_sampling: str | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        generator: int | torch.Generator | None = None,
+        do_sample_frames: bool | None = None,
+        video_backend: str | None = None,
+        strict: bool | None = None,
+        allow_private_urls: bool | None = None,
+    ) -> tuple[np.ndarray, VideoMetadata]:
+        """
+        The sampled frames of one encoded clip, untouched otherwise: for whoever keeps, shows or augments frames.
+
+        Pass them on with `processor(videos=frames, do_sample_frames=False)`. Arguments that are left out are those of
+        this processor.
+
+        Returns:
+            frames `np.ndarray` of uint8, (T, H, W, C), and their `VideoMetadata`.
+
+        Raises:
+            VideoDecodeError: the clip cannot be used.
+        """
+        _check_sampling(source, num_frames, fps)
+        sample = self.do_sample_frames if do_sample_frames is None else do_sample_frames
+        return decode_video(
+            source,
+            indices=(
+                lambda metadata: self.sample_frames(
+                    metadata, num_frames=num_frames, fps=fps, frame_sampling=frame_sampling, generator=generator
+                )
+            )
+            if sample
+            else None,
+            start=start,
+            end=end,
+            backend=video_backend or self.video_backend or "auto",
+            strict=bool(self.strict if strict is None else strict),
+            allow_private_urls=bool(allow_private_urls),
+        )
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        frame_sampling: str | None = None,
+        generator: int | torch.Generator | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """
+        Which frames to take from a clip, (T,) int64. `fps` means as many as that rate gives over the clip's duration.
+
+        An argument beats what the processor stores, and a stored `fps` beats the stored `num_frames`.
+
+        Raises:
+            ValueError: both `num_frames` and `fps` are given, or the clip's frame rate is needed and not known.
+        """
+        if fps is not None and num_frames is not None:
+            raise ValueError(f"`num_frames` and `fps` exclude each other, got {num_frames} and {fps}.")
+        if fps is None and num_frames is None:
+            fps, num_frames = self.fps, self.num_frames
+        if fps is not None:
+            if metadata.fps is None:
+                raise ValueError(
+                    f"Sampling at fps={fps} needs the clip's own frame rate: pass `video_metadata` with `fps`, or ask"
+                    " for `num_frames`."
+                )
+            num_frames = max(1, int(metadata.total_num_frames / metadata.fps * fps))
+        if num_frames is None:
+            return np.arange(metadata.total_num_frames)
+        return sample_indices(metadata.total_num_frames, num_frames, frame_sampling or self.frame_sampling, generator)
+
+    def preprocess(self, videos: Any, **kwargs: Unpack[SwinBertVideoProcessorKwargs]) -> BatchFeature:
+        """See the class; `kwargs` override what the processor stores. `return_metadata=True` adds `video_metadata`."""
+        sampling = {key: kwargs.pop(key, None) for key in ("num_frames", "fps", "frame_sampling", "generator")}
+        decoding = {key: kwargs.pop(key, None) for key in ("video_backend", "strict", "allow_private_urls")}
+        sample = kwargs.pop("do_sample_frames", None)
+        sample = self.do_sample_frames if sample is None else sample
+        _check_sampling(videos, sampling["num_frames"], sampling["fps"])
+        if isinstance(sampling["generator"], (int, np.integer)):  # one seed, but another draw for each clip
+            sampling["generator"] = torch.Generator().manual_seed(int(sampling["generator"]))
+
+        clips = _split(videos)
+        starts, ends = (_one_each(videos, key, kwargs.pop(key, None), len(clips)) for key in ("start", "end"))
+        known = _one_metadata_each(kwargs.pop("video_metadata", None), len(clips))
+        frames, metadata = [], []
+        for number, (clip, start, end, about) in enumerate(zip(clips, starts, ends, known, strict=True)):
+            try:
+                if is_encoded_source(clip):
+                    decoded, about = self.load_frames(
+                        clip, start=start, end=end, do_sample_frames=sample, **sampling, **decoding
+                    )
+                    video = torch.from_numpy(decoded).permute(0, 3, 1, 2)
+                else:
+                    video = self._to_tensor(clip, **kwargs)
+                    video, about = self._select(video, about, start, end, sample, sampling)
+            except VideoDecodeError as error:
+                if len(clips) == 1 or not error.source.startswith("<"):
+                    raise
+                raise VideoDecodeError(f"videos[{number}] {error.source}", error.kind, error.message) from error
+            frames.append(video)
+            metadata.append(about)
+        kwargs["input_data_format"] = ChannelDimension.FIRST
+        return super().preprocess(frames, video_metadata=metadata, do_sample_frames=False, **kwargs)
+
+    def _to_tensor(
+        self,
+        clip: Any,
+        input_data_format: str | ChannelDimension | None = None,
+        do_convert_rgb: bool | None = None,
+        do_rescale: bool | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(T, C, H, W), uint8, or float where the values are not those of 8 bits. Refuses what cannot be a clip."""
+        do_convert_rgb = self.do_convert_rgb if do_convert_rgb is None else do_convert_rgb
+        do_rescale = self.do_rescale if do_rescale is None else do_rescale
+        video = _channels_first(clip, _as_array(clip, bool(do_convert_rgb)), input_data_format)
+        video = _checked_values(clip, video, bool(do_rescale))
+        if do_convert_rgb and video.shape[1] != 3:
+            rgb = self.convert_to_rgb(video)
+            video = rgb.round().to(torch.uint8) if video.dtype == torch.uint8 else rgb
+        return video
+
+    def _select(
+        self,
+        video: torch.Tensor,
+        metadata: Mapping | None,
+        start: float | None,
+        end: float | None,
+        sample: bool,
+        sampling: dict[str, Any],
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """The range and the sample of a clip that came decoded."""
+        height, width = video.shape[2:]
+        about = VideoMetadata(**{"total_num_frames": len(video), "height": height, "width": width, **(metadata or {})})
+        indices = np.arange(len(video))
+        if start is not None or end is not None:
+            indices = indices[_between(video, about.fps, start, end)]
+        if sample:
+            available = VideoMetadata(total_num_frames=len(indices), fps=about.fps)
+            indices = indices[self.sample_frames(available, **sampling)]
+        about.frames_indices = indices.tolist()
+        return (video if about.frames_indices == list(range(len(video))) else video[indices]), about
+
+    def resize(
+        self,
+        image: torch.Tensor,
+        size: SizeDict,
+        resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(..., C, H, W) with the short side at `size.shortest_edge`, or at (`size.height`, `size.width`)."""
+        height, width = image.shape[-2:]
+        if size.shortest_edge and not size.longest_edge:
+            short = min(height, width)
+            # The original truncates the long side.
+            new_size = (int(size.shortest_edge * height / short), int(size.shortest_edge * width / short))
+        elif size.height and size.width:
+            new_size = (size.height, size.width)
+        else:
+            return super().resize(image, size, resample=resample, **kwargs)
+        by_pillow = image.dtype == torch.uint8 and image.device.type == "cpu" and not torch.compiler.is_compiling()
+        if by_pillow and isinstance(resample, (int, type(None))):
+            return _pillow_resize(image, new_size, PILImageResampling.BILINEAR if resample is None else resample)
+        return super().resize(image, SizeDict(height=new_size[0], width=new_size[1]), resample=resample, **kwargs)
+
+    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+        """(..., C, H, W) cut to (`size.height`, `size.width`), padded with zeros where it is smaller."""
+        if not size.height or not size.width or image.shape[-2] < size.height or image.shape[-1] < size.width:
+            return super().center_crop(image, size, **kwargs)
+        # Python's rounding, half to even, is the original's; transformers truncates.
+        top, left = (
+            int(round((have - want) / 2.0))
+            for have, want in zip(image.shape[-2:], (size.height, size.width), strict=True)
+        )
+        return tvF.crop(image, top, left, size.height, size.width)
+
+    def rescale_and_normalize(
+        self,
+        images: torch.Tensor,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | Sequence[float],
+        image_std: float | Sequence[float],
+    ) -> torch.Tensor:
+        """`(images * rescale_factor - mean) / std`, in the original's order of operations."""
+        if do_rescale:
+            images = images.to(torch.float32) / (1 / rescale_factor)
+        if do_normalize:
+            mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (image_mean, image_std))
+            images = (images.to(torch.float32) - mean) / std
+        return images
+
+
+def _check_sampling(videos: Any, num_frames: Any, fps: Any) -> None:
+    if num_frames is not None and (
+        isinstance(num_frames, bool) or not isinstance(num_frames, (int, np.integer)) or num_frames < 1
+    ):
+        raise VideoDecodeError(
+            videos, "bad_sampling", f"expected an integer `num_frames` of at least 1, found {num_frames!r}."
+        )
+    if fps is not None and not (isinstance(fps, (int, float)) and 0 < fps < float("inf")):
+        raise VideoDecodeError(videos, "bad_sampling", f"expected a positive `fps`, found {fps!r}.")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, Image.Image) or (_is_array(value) and value.ndim in (2, 3))
+
+
+def _split(videos: Any) -> list[Any]:
+    """Clips of a call: each a source to decode, an array of frames, a list of frames or a picture."""
+    if is_encoded_source(videos) or _is_picture(videos):
+        return [videos]
+    if _is_array(videos):
+        return list(videos) if videos.ndim == 5 else [videos]
+    if isinstance(videos, (list, tuple)) and len(videos):
+        if all(_is_picture(item) for item in videos):
+            return [videos]
+        return [clip for item in videos for clip in _split(item)]
+    found = "an empty list" if isinstance(videos, (list, tuple)) else repr(type(videos).__name__)
+    raise VideoDecodeError(
+        videos,
+        "bad_source",
+        f"expected a path, URL, bytes, file object, array or list of frames, or a list of these, found {found}.",
+    )
+
+
+def _one_each(videos: Any, name: str, value: Any, num_clips: int) -> list[float | None]:
+    """`start` or `end`, one for each clip."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * num_clips
+    if len(value) != num_clips:
+        raise VideoDecodeError(
+            videos,
+            "bad_range",
+            f"expected `{name}` to be one number or one for each of {num_clips} clips, found {len(value)}.",
+        )
+    return list(value)
+
+
+def _one_metadata_each(given: Any, num_clips: int) -> list[Mapping | None]:
+    """`video_metadata` as a flat list, one for each clip: it comes as one, as a list, or as a list of lists."""
+    if given is None:
+        return [None] * num_clips
+    flat: list[Mapping | None] = []
+    for item in given if isinstance(given, (list, tuple)) else [given]:
+        flat.extend(item if isinstance(item, (list, tuple)) else [item])
+    if len(flat) != num_clips:
+        raise ValueError(f"Expected one `video_metadata` for each of {num_clips} clips, got {len(flat)}.")
+    return flat
+
+
+def _as_array(clip: Any, do_convert_rgb: bool) -> torch.Tensor:
+    """A clip's frames as one tensor of four dimensions, whatever their layout."""
+    if isinstance(clip, (list, tuple)) or isinstance(clip, Image.Image):
+        frames = [_picture(frame, do_convert_rgb) for frame in (clip if isinstance(clip, (list, tuple)) else [clip])]
+        if len({tuple(frame.shape) for frame in frames}) > 1:
+            shapes = sorted({tuple(frame.shape) for frame in frames})
+            raise VideoDecodeError(clip, "bad_array", f"expected frames of one size, found {shapes}.")
+        return torch.stack(frames)
+    if _is_picture(clip):
+        return _tensor(clip, clip)[None]
+    if clip.ndim != 4:
+        raise VideoDecodeError(
+            clip, "bad_array", f"expected frames as (T, H, W, C) or (T, C, H, W), found {clip.ndim} dimensions."
+        )
+    return _tensor(clip, clip)
+
+
+def _picture(frame: Any, do_convert_rgb: bool) -> torch.Tensor:
+    if isinstance(frame, Image.Image):
+        # An alpha channel stays for the moment: it is blended with white, as transformers does.
+        keep = ("RGB", "RGBA") if do_convert_rgb else ("RGB", "RGBA", "L")
+        frame = np.array(frame if frame.mode in keep else frame.convert("RGB"))
+    return _tensor(frame, frame)
+
+
+def _tensor(clip: Any, array: Any) -> torch.Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    if isinstance(array, torch.Tensor) and not array.is_complex() and array.dtype != torch.bool:
+        return array
+    if isinstance(array, np.ndarray) and array.dtype.kind in "uif":
+        return torch.from_numpy(
+            array if array.dtype.itemsize < 4 or array.dtype.kind != "u" else array.astype(np.int64)
+        )
+    raise VideoDecodeError(clip, "bad_array", f"expected uint8 or float values, found {array.dtype}.")
+
+
+def _channels_first(clip: Any, video: torch.Tensor, input_data_format: Any) -> torch.Tensor:
+    """(T, C, H, W); the channels are where there are 1, 3 or 4 of them."""
+    shape = tuple(video.shape)
+    if not all(shape):
+        raise VideoDecodeError(clip, "bad_array", f"expected frames with pixels in them, found shape {shape}.")
+    first, last = shape[1] in (1, 3, 4), shape[3] in (1, 3, 4)
+    if input_data_format is not None:
+        wants_first = ChannelDimension(input_data_format) == ChannelDimension.FIRST
+        first, last = first and wants_first, last and not wants_first
+    if first == last:
+        raise VideoDecodeError(
+            clip,
+            "bad_array",
+            f"expected (T, H, W, C) or (T, C, H, W) with 1, 3 or 4 channels, found shape {shape}"
+            + (", which may be either: pass `input_data_format`." if first else "."),
+        )
+    video = video if first else video.permute(0, 3, 1, 2)
+    if video.shape[2] * video.shape[3] > MAX_FRAME_PIXELS:
+        raise VideoDecodeError(
+            clip, "too_large", f"expected frames of at most {MAX_FRAME_PIXELS} pixels, found shape {shape}."
+        )
+    return video
+
+
+def _checked_values(clip: Any, video: torch.Tensor, do_rescale: bool) -> torch.Tensor:
+    """uint8 where the values are those of 8 bits, in [0, 255] or as fractions of 255; float otherwise."""
+    if video.dtype == torch.uint8:
+        return video
+    if video.is_floating_point():
+        video = video.to(torch.float32)
+        if not torch.isfinite(video).all():
+            raise VideoDecodeError(clip, "bad_array", "expected numbers, found NaN or infinity.")
+        if not do_rescale:  # scaled or normalised already: nothing is known about the values
+            return video
+    low, high = video.min().item(), video.max().item()
+    if low < 0 or high > 255:
+        raise VideoDecodeError(
+            clip,
+            "bad_array",
+            f"expected values in [0, 255] (or floats in [0, 1]), found {low:g} to {high:g}. Frames that are already"
+            " normalised go in with do_rescale=False, do_normalize=False.",
+        )
+    if video.is_floating_point() and high <= 1:
+        video = video * 255
+    whole = video.round() if video.is_floating_point() else video
+    return whole.to(torch.uint8) if torch.allclose(video.float(), whole.float(), rtol=0, atol=1e-3) else video
+
+
+def _between(clip: Any, fps: float | None, start: float | None, end: float | None) -> slice:
+    """Frames of a decoded clip between two seconds, by the rule of `decode_video`."""
+    if not fps:
+        raise VideoDecodeError(
+            clip, "bad_range", "`start` and `end` of decoded frames need `video_metadata` with their `fps`."
+        )
+    return slice(*frame_range(clip, np.arange(len(clip)) / fps, start, end))
+
+
+def _pillow_resize(image: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
+    """(..., C, H, W) uint8 to (..., C, *size)."""
+    channels, height, width = image.shape[-3:]
+    frames = image.reshape(-1, channels, height, width)
+    if (height, width) == size:
+        return image
+    box = (size[1], size[0])
+    if channels == 3:
+        resized = [
+            np.asarray(Image.fromarray(np.ascontiguousarray(frame.permute(1, 2, 0).numpy())).resize(box, resample))
+            for frame in frames
+        ]
+        video = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+    else:
+        planes = frames.reshape(-1, height, width).numpy()
+        video = torch.from_numpy(
+            np.stack([np.asarray(Image.fromarray(plane).resize(box, resample)) for plane in planes])
+        )
+    return video.reshape(*image.shape[:-2], *size)
+
+
+__all__ = ["SwinBertVideoProcessor"]

@@ -1,0 +1,291 @@
+"""Where a clip comes from: a path, a URL, bytes or a file object, turned into something that a decoder can read."""
+
+import contextlib
+import http.client
+import io
+import ipaddress
+import os
+import re
+import shutil
+import socket
+import ssl
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+from urllib.parse import urljoin, urlsplit
+
+# How the names of video files end; what is in a file decides whether it can be decoded.
+VIDEO_SUFFIXES = {
+    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
+    *(".webm", ".wmv"),
+}
+MAX_DOWNLOAD_BYTES = 2 << 30
+MAX_DOWNLOAD_SECONDS = 300.0
+_CONNECT_SECONDS = 20.0
+_MAX_REDIRECTS = 5
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:(//)?")
+
+
+class VideoDecodeError(ValueError):
+    """
+    A clip that cannot be turned into frames. The message names the clip, what was expected, what was found.
+
+    Args:
+        source: the clip, as the caller named it; `.source` is its name as text.
+        kind (`str`): `"not_found"`, `"not_readable"`, `"empty"`, `"not_video"` (another kind of file),
+            `"no_video_stream"` (sound only, or a cover picture), `"undecodable"`, `"too_large"`, `"bad_range"`
+            (`start`, `end`, `indices`), `"bad_sampling"` (`num_frames`, `fps`), `"bad_source"` (wrong type),
+            `"bad_array"` (dtype, layout, values), `"refused_url"`, `"download_failed"` or `"backend"` (this decoder
+            cannot, another may).
+        message (`str`): what is wrong and what to do.
+    """
+
+    def __init__(self, source: Any, kind: str, message: str):
+        self.source = describe_source(source)
+        self.kind = kind
+        self.message = message
+        super().__init__(f"{self.source}: {message}")
+
+    def __reduce__(self):
+        # Errors cross process borders (data loader workers): rebuild from the three arguments, not from the text.
+        return type(self), (self.source, self.kind, self.message)
+
+
+def describe_source(source: Any) -> str:
+    """A short name of a clip for messages: never its content."""
+    if _is_record(source):
+        source = source.get("path") or source["bytes"]
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source) if isinstance(os.fspath(source), str) else os.fsdecode(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes>"
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        return name if isinstance(name, str) else f"<{type(source).__name__}>"
+    if hasattr(source, "shape") and hasattr(source, "dtype"):
+        return f"<{type(source).__name__} of shape {tuple(source.shape)}, {source.dtype}>"
+    return f"<{type(source).__name__}>"
+
+
+def is_encoded_source(source: Any) -> bool:
+    """Whether `source` names or holds a video file (path, URL, bytes, file object), as against decoded frames."""
+    return (
+        isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview))
+        or hasattr(source, "read")
+        or _is_record(source)
+    )
+
+
+def _is_record(source: Any) -> bool:
+    """What `datasets` gives for a column of `Video(decode=False)`."""
+    return isinstance(source, dict) and (source.get("path") is not None or source.get("bytes") is not None)
+
+
+@contextlib.contextmanager
+def open_source(source: Any, allow_private_urls: bool = False) -> Iterator[str | BinaryIO]:
+    """
+    Yields what every decoder can read: the absolute path of a regular, non-empty file, or a seekable binary stream.
+
+    Args:
+        source: path (`str` or `os.PathLike`), http(s) URL, `bytes`, binary file object, or a `datasets` record of one
+            of them, `{"path": ..., "bytes": ...}`.
+        allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.
+
+    Raises:
+        VideoDecodeError: there is nothing to read, or it must not be read.
+    """
+    if _is_record(source):
+        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise VideoDecodeError(source, "empty", "expected a video file, found no bytes.")
+        yield io.BytesIO(source)
+    elif hasattr(source, "read"):
+        yield _seekable(source)
+    elif isinstance(source, (str, os.PathLike)):
+        name = describe_source(source)
+        if isinstance(source, str) and _URL.match(name) and not _is_drive(name) and not os.path.exists(name):
+            folder = tempfile.mkdtemp(prefix="swinbert-")
+            try:
+                path = os.path.join(folder, "download")
+                _download(name, path, allow_private_urls)
+                yield _regular_file(name, path)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        else:
+            yield _regular_file(name, name)
+    else:
+        raise VideoDecodeError(
+            source,
+            "bad_source",
+            "expected a path, an http(s) URL, bytes or a binary file object. Frames that are already decoded go to the"
+            " video processor.",
+        )
+
+
+def _is_drive(name: str) -> bool:
+    return len(name) > 1 and name[1] == ":"
+
+
+def _regular_file(name: str, path: str) -> str:
+    # An absolute path, so that no decoder can take it for one of its protocols ("concat:...", "pipe:0").
+    path = os.path.abspath(os.path.expanduser(path))
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+            raise VideoDecodeError(name, "not_readable", f"expected a video file, found {what}.")
+        if not status.st_size:
+            raise VideoDecodeError(name, "empty", "expected a video file, found 0 bytes.")
+        with open(path, "rb"):
+            return path
+    except (FileNotFoundError, NotADirectoryError):
+        raise VideoDecodeError(name, "not_found", "there is no such file.") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, VideoDecodeError):
+            raise
+        raise VideoDecodeError(name, "not_readable", f"the file cannot be opened: {error}.") from error
+
+
+def _seekable(stream: Any) -> BinaryIO:
+    try:
+        media = stream if hasattr(stream, "seekable") and stream.seekable() else _in_memory(stream)
+        media.seek(0, os.SEEK_END)
+        size = media.tell()
+        media.seek(0)
+        start = media.read(1)
+        media.seek(0)
+    except VideoDecodeError:
+        raise
+    except (OSError, TypeError, ValueError) as error:  # closed, write-only, text
+        raise VideoDecodeError(stream, "not_readable", f"the file object cannot be read: {error}.") from error
+    if not isinstance(start, bytes):
+        raise VideoDecodeError(stream, "bad_source", 'expected a binary file object, found text: open it with "rb".')
+    if not size:
+        raise VideoDecodeError(stream, "empty", "expected a video file, found 0 bytes.")
+    return media
+
+
+def _in_memory(stream: Any) -> BinaryIO:
+    content = bytearray()
+    while chunk := stream.read(1 << 20):
+        content += chunk
+        if len(content) > MAX_DOWNLOAD_BYTES:
+            raise VideoDecodeError(stream, "too_large", f"expected at most {MAX_DOWNLOAD_BYTES} bytes, found more.")
+    return io.BytesIO(content)
+
+
+def _download(url: str, path: str, allow_private: bool) -> None:
+    """Writes the content of `url` to `path`, within a limit of size and time; every redirect is checked anew."""
+    deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
+    target = url
+    try:
+        for _ in range(_MAX_REDIRECTS + 1):
+            parts = urlsplit(target)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise VideoDecodeError(
+                    url,
+                    "refused_url",
+                    f"expected an http or https URL, found {target!r}. Give a local file by its path.",
+                )
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            address = _public_address(url, parts.hostname, port, allow_private)
+            secure = parts.scheme == "https"
+            with _PinnedConnection(parts.hostname, port, address, secure, deadline) as connection:
+                resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                connection.request("GET", resource, headers={"User-Agent": "swinbert", "Accept": "*/*"})
+                response = connection.getresponse()
+                if response.status in (301, 302, 303, 307, 308) and response.getheader("Location"):
+                    target = urljoin(target, response.getheader("Location"))
+                    continue
+                if response.status != 200:
+                    raise VideoDecodeError(
+                        url, "download_failed", f"the server answered {response.status} {response.reason}."
+                    )
+                _save(url, response, path)
+                if time.monotonic() >= deadline:
+                    raise TimeoutError  # cut, which reads like an end
+                return
+        raise VideoDecodeError(url, "download_failed", f"more than {_MAX_REDIRECTS} redirects.")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, VideoDecodeError):
+            raise
+        reason = f"not done after {MAX_DOWNLOAD_SECONDS:g} s" if time.monotonic() >= deadline else error
+        raise VideoDecodeError(url, "download_failed", f"the download failed: {reason}.") from error
+
+
+def _save(url: str, response: http.client.HTTPResponse, path: str) -> None:
+    promised, size = response.length, 0
+    with open(path, "wb") as file:
+        # `read1` returns what one packet brought, so that a server which sends drop by drop cannot outlast the
+        # deadline.
+        while (
+            (promised or 0) <= MAX_DOWNLOAD_BYTES and size <= MAX_DOWNLOAD_BYTES and (chunk := response.read1(1 << 16))
+        ):
+            size += file.write(chunk)
+    if max(promised or 0, size) > MAX_DOWNLOAD_BYTES:
+        raise VideoDecodeError(url, "too_large", f"expected at most {MAX_DOWNLOAD_BYTES} bytes, found more.")
+    if promised is not None and size < promised:
+        raise VideoDecodeError(url, "download_failed", f"the connection ended after {size} of {promised} bytes.")
+
+
+def _public_address(url: str, host: str, port: int, allow_private: bool) -> str:
+    """The address to connect to. It is looked up once and then used, so that no second look-up can give another."""
+    addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for address in addresses:
+        if not allow_private and not _is_public(str(address)):
+            raise VideoDecodeError(
+                url,
+                "refused_url",
+                f"expected a public address, found {host} = {address}. Download the file yourself, or pass"
+                " allow_private_urls=True where the URL is trusted.",
+            )
+    return str(addresses[0])
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # IPv4 addresses inside IPv6 ones (mapped, 6to4, NAT64) reach the same machines as the plain ones.
+        nat64 = ip in ipaddress.ip_network("64:ff9b::/96")
+        ip = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if nat64 else ip)
+    return ip.is_global and not ip.is_multicast
+
+
+class _PinnedConnection(http.client.HTTPConnection):
+    """A connection to one given address, that is cut at a deadline whatever it is waiting for."""
+
+    def __init__(self, host: str, port: int, address: str, secure: bool, deadline: float):
+        super().__init__(host, port, timeout=_CONNECT_SECONDS)
+        self.default_port = 443 if secure else 80  # the Host header names the port unless it is the scheme's own
+        self._address, self._secure, self._deadline = address, secure, deadline
+
+    def connect(self) -> None:
+        remaining = max(0.0, self._deadline - time.monotonic())
+        plain = socket.create_connection((self._address, self.port), min(_CONNECT_SECONDS, remaining or 1e-3))
+        self._handle = plain.dup()
+        self._timer = threading.Timer(remaining, self._cut)
+        self._timer.daemon = True
+        self._timer.start()
+        context = ssl.create_default_context() if self._secure else None
+        self.sock = context.wrap_socket(plain, server_hostname=self.host) if context else plain
+
+    def _cut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._handle.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> "_PinnedConnection":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        # Not in `close`, which http.client calls as soon as the answer's headers are there.
+        self.close()
+        if hasattr(self, "_timer"):
+            self._timer.cancel()
+            self._handle.close()
+
+
+__all__ = ["VideoDecodeError", "describe_source", "is_encoded_source", "open_source"]
