@@ -1,0 +1,104 @@
+"""`score`: captions against references, in the numbers of the COCO caption tools."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
+
+from swinbert.training.metrics.ngrams import MAX_N, CiderD, bleu, rouge_l
+from swinbert.training.metrics.ptb_tokenizer import ptb_tokenize
+
+# The names that `score` takes, each with the names of its scores, which are those of the COCO tools.
+METRICS = {
+    "bleu": tuple(f"Bleu_{n}" for n in range(1, MAX_N + 1)),
+    "rouge_l": ("ROUGE_L",),
+    "cider": ("CIDEr",),
+    "cider_d": ("CIDEr-D",),
+}
+METRICS_WITHOUT_JAVA = ("bleu", "rouge_l", "cider", "cider_d")
+
+
+class Scores(TypedDict):
+    """What `score` gives; JSON as it is."""
+
+    corpus: dict[str, float]  # name of a score -> score of the whole set
+    clips: dict[str, dict[str, float]]  # clip -> name of a score -> its score
+
+
+def score(
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    metrics: Iterable[str] = METRICS_WITHOUT_JAVA,
+) -> Scores:
+    """Scores captions against references, equal to pycocoevalcap's to 1e-6.
+
+    Args:
+        predictions: clip -> caption. An empty caption scores 0.
+        references: clip -> its reference captions, for exactly the same clips.
+        metrics: some of `METRICS`: `bleu` (`Bleu_1` to `Bleu_4`), `rouge_l`, `cider`, `cider_d`. "CIDEr" of the COCO tools,
+            and of the papers that use them, is CIDEr-D: the two are one number under two names.
+
+    Returns:
+        Scores as fractions (CIDEr: 0 to 10) of the whole set and of each clip: `{"corpus": {"CIDEr": 0.53, ...},
+        "clips": {clip: {"CIDEr": 0.6, ...}, ...}}`. CIDEr of a clip depends on all clips, from which it takes its
+        document frequencies, and is 0 if there is one clip alone.
+
+    Raises:
+        ValueError: nothing to score, clips without prediction or without references, an unknown metric.
+        TypeError: a caption that is not text.
+    """
+    metrics = tuple(metrics)
+    _check(predictions, references, metrics)
+    clips = list(references)
+    candidates = ptb_tokenize(predictions[clip] for clip in clips)
+    flat = iter(ptb_tokenize(caption for clip in clips for caption in references[clip]))
+    tokenised = {clip: [next(flat) for _ in references[clip]] for clip in clips}
+
+    corpus: dict[str, float] = {}
+    columns: dict[str, Sequence[float]] = {}
+    for metric in metrics:
+        names = METRICS[metric]
+        if metric == "bleu":
+            scores, rows = bleu(candidates, list(tokenised.values()))
+            corpus.update(zip(names, scores, strict=True))
+            columns.update(zip(names, zip(*rows, strict=True), strict=True))
+            continue
+        (name,) = names
+        if metric == "rouge_l":
+            columns[name] = rouge_l(candidates, list(tokenised.values()))
+        else:
+            columns[name] = CiderD(tokenised)(candidates, clips)
+        corpus[name] = sum(columns[name]) / len(clips)
+    return {
+        "corpus": corpus,
+        "clips": {clip: {name: columns[name][row] for name in columns} for row, clip in enumerate(clips)},
+    }
+
+
+def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> None:
+    if not metrics or set(metrics) - METRICS.keys():
+        unknown = [metric for metric in metrics if metric not in METRICS]
+        raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {_some(unknown) or 'none'}.")
+    if not predictions or not references:
+        raise ValueError(f"Nothing to score: {len(predictions)} predictions, {len(references)} clips with references.")
+    if missing := [clip for clip in references if clip not in predictions]:
+        raise ValueError(
+            f"{len(missing)} of {len(references)} clips have no prediction: {_some(missing)}. Every clip is scored, so "
+            "caption them, or leave their references out."
+        )
+    if unexpected := [clip for clip in predictions if clip not in references]:
+        raise ValueError(
+            f"{len(unexpected)} of {len(predictions)} predictions have no references: {_some(unexpected)}. Are they of "
+            "another split, or are clips named otherwise?"
+        )
+    for clip, caption in predictions.items():
+        if not isinstance(caption, str):
+            raise TypeError(f"Expected a caption as text for clip {clip!r}, found {caption!r}.")
+    for clip, captions in references.items():
+        if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+            raise TypeError(f"Expected a list of texts as references of clip {clip!r}, found {captions!r}.")
+        if not any(caption.strip() for caption in captions):
+            raise ValueError(f"Clip {clip!r} has no references, or only empty ones: {list(captions)!r}.")
+
+
+def _some(names: Sequence[object], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(repr(name) for name in names[:shown]) + more
