@@ -18,13 +18,15 @@ import torch
 from transformers import BertTokenizerFast
 
 
-def load_clips(dataset: str, split: str) -> datasets.Dataset:
+def load_clips(dataset: str, split: str, need_captions: bool = True) -> datasets.Dataset:
     """
     The clips of one split, videos undecoded: columns `video` (`{"path", "bytes"}`), `captions` and what else there is.
 
     Args:
         dataset: a folder in the house format, or the id of such a dataset on the Hub.
         split: its name, as in the column `split` where there is one, else as `datasets` finds it.
+        need_captions: `False` takes a split too of which no clip has captions, such as a private test set; it comes
+            without the column `captions`.
 
     Raises:
         FileNotFoundError: a folder without `metadata.jsonl`.
@@ -38,6 +40,8 @@ def load_clips(dataset: str, split: str) -> datasets.Dataset:
         clips = clips.cast_column("video", datasets.Video(decode=False))
     if not len(clips):
         raise ValueError(f"{dataset} has no clips in split {split!r}.")
+    if not need_captions and not any(clips["captions"] if "captions" in clips.column_names else ()):
+        return clips.select_columns([name for name in clips.column_names if name != "captions"])
     if "captions" not in clips.column_names:
         raise ValueError(f"{dataset} has no `captions`, only {clips.column_names}: name the column of captions so.")
     for number, captions in enumerate(clips["captions"]):
