@@ -1,20 +1,21 @@
 """A world to learn from: short clips of moving shapes, with captions that only motion and order can tell.
 
-There are two kinds of clip, 24 frames of 64 x 64 pixels each, H.264 at 12 frames per second:
+There are three kinds of clip, 24 frames of 64 x 64 pixels each, H.264 at 12 frames per second:
 
+- a *solo*: one shape does one thing ("a small red circle moves left and nothing else");
 - a *sequence*: one shape does two things, one after the other ("a small red circle moves left, then it gets larger");
-- a *passage*: one shape passes behind or in front of another ("a small red circle moves up and passes behind a large
-  blue square").
+- a *passage*: a small shape passes behind or in front of a wall ("a small red circle moves up, passing behind a blue
+  wall").
 
 No single frame says which way a shape is going, whether it is growing or shrinking, what came first, or how large a
-shape that grows or shrinks was at the start. `Content` holds what a caption says, `wordings` says it in many ways, and
-`content` reads any of these ways back, so that captions are compared by what they say and not by how.
+shape that grows or shrinks was at the start. `Content` holds what a caption says, `wordings` says it in several ways,
+and `content` reads any of these ways back, so that captions are compared by what they say and not by how.
 
 The test split consists of combinations that the other two never show (`held_out`): of a colour with a shape, of an
 action with the one that follows, of a direction with behind or in front. Each colour, shape, action, direction and
 relation by itself is in the training split.
 
-    make_shapes("shapes", train=6000, validation=200, test=300, seed=0)
+    make_shapes("shapes", train=16000, validation=200, test=300, seed=0)
 """
 
 import itertools
@@ -40,8 +41,8 @@ COLOURS = {
     "purple": (190, 50, 200),
     "white": (240, 240, 240),
 }
-SHAPES = {"circle": ("circle",), "square": ("square",), "triangle": ("triangle",), "cross": ("cross",)}
-SIZES = {"small": ("small",), "large": ("large",)}
+SHAPES = ("circle", "ring", "cross")
+SIZES = ("small", "large")
 ACTIONS = {
     "left": ("moves left", "slides left"),
     "right": ("moves right", "slides right"),
@@ -53,59 +54,60 @@ ACTIONS = {
     "bounce": ("bounces twice", "hops twice"),
 }
 DIRECTIONS = ("left", "right", "up", "down")
-RELATIONS = {"behind": ("behind",), "front": ("in front of",)}
+RELATIONS = {"behind": "behind", "front": "in front of"}
 
-_UNSEEN_THINGS = {("red", "circle"), ("blue", "triangle"), ("white", "square")}
+_UNSEEN_SHAPES = {("red", "ring"), ("blue", "cross"), ("yellow", "circle")}
+_UNSEEN_SEQUENCES = {("left", "grow"), ("up", "right"), ("blink", "down"), ("bounce", "shrink")}
+_UNSEEN_PASSAGES = {("up", "behind"), ("left", "front")}
 
-# Whatever the wording, a part of a sentence has one place in it: a small model need not first learn to count.
+_SOLO_TEMPLATES = ("{subject} {first}", "{subject} {first} and nothing else")
 _SEQUENCE_TEMPLATES = ("{subject} {first}, then it {second}", "{subject} {first} and after that {second}")
 _PASSAGE_TEMPLATES = (
-    "{subject} {first}, passing {relation} {other}",
-    "{subject} {first} and passes {relation} {other}",
+    "{subject} {first}, passing {relation} a {wall} wall",
+    "{subject} {first} and passes {relation} a {wall} wall",
 )
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a caption says: a shape, its size at the start and two `actions`; or, of a passage, a small shape, one
-    direction as its action, a `relation` ("behind" or "front") and the large shape that it passes."""
+    """What a caption says: a shape, its size at the start, and one or two `actions`; of a passage, a small shape, one
+    direction as its action, a `relation` ("behind" or "front") and the colour of the `wall` that it passes."""
 
     colour: str
     shape: str
     size: str
     actions: tuple[str, ...]
     relation: str | None = None
-    other_colour: str | None = None
-    other_shape: str | None = None
+    wall: str | None = None
+
+    @property
+    def kind(self) -> str:
+        if self.relation is not None:
+            return "passage"
+        return "solo" if len(self.actions) == 1 else "sequence"
 
 
 def all_contents() -> list[Content]:
-    """Every content of the world: sequences first, then passages."""
-    sequences = [
-        Content(colour, shape, size, actions)
-        for colour, shape, size in itertools.product(COLOURS, SHAPES, SIZES)
-        for actions in itertools.permutations(ACTIONS, 2)
-    ]
+    """Every content of the world: solos, sequences, passages."""
+    things = list(itertools.product(COLOURS, SHAPES, SIZES))
+    one_or_two = [(action,) for action in ACTIONS] + list(itertools.permutations(ACTIONS, 2))
+    alone = [Content(*thing, actions) for actions in one_or_two for thing in things]
     passages = [
-        Content(colour, shape, "small", (direction,), relation, other_colour, other_shape)
-        for colour, other_colour in itertools.permutations(COLOURS, 2)
-        for shape, other_shape in itertools.product(SHAPES, repeat=2)
-        for direction, relation in itertools.product(DIRECTIONS, RELATIONS)
+        Content(colour, shape, "small", (direction,), relation, wall)
+        for colour, wall in itertools.permutations(COLOURS, 2)
+        for shape, direction, relation in itertools.product(SHAPES, DIRECTIONS, RELATIONS)
     ]
-    return sequences + passages
+    return alone + passages
 
 
 def held_out(content: Content) -> list[str]:
     """The combinations of `content` that only the test split shows: empty for what may be trained on."""
-    actions, found = list(ACTIONS), []
-    for colour, shape in ((content.colour, content.shape), (content.other_colour, content.other_shape)):
-        if (colour, shape) in _UNSEEN_THINGS:
-            found.append(f"{colour} {shape}")
-    if len(content.actions) == 2:
-        first, second = content.actions
-        if (actions.index(second) - actions.index(first)) % len(actions) == 4:
-            found.append(f"{first} then {second}")
-    elif (content.actions[0], content.relation) in (("up", "behind"), ("left", "front")):
+    found = []
+    if (content.colour, content.shape) in _UNSEEN_SHAPES:
+        found.append(f"{content.colour} {content.shape}")
+    if content.actions in _UNSEEN_SEQUENCES:
+        found.append(" then ".join(content.actions))
+    if (content.actions[0], content.relation) in _UNSEEN_PASSAGES:
         found.append(f"{content.actions[0]} {content.relation}")
     return found
 
@@ -115,21 +117,18 @@ def held_out(content: Content) -> list[str]:
 
 def wordings(content: Content) -> list[str]:
     """Every way to say `content`."""
-    subjects = _thing_words(content.colour, content.shape, content.size)
-    firsts = ACTIONS[content.actions[0]]
-    if content.relation is None:
-        said = itertools.product(_SEQUENCE_TEMPLATES, subjects, firsts, ACTIONS[content.actions[1]], ("",), ("",))
-    else:
-        others = _thing_words(content.other_colour, content.other_shape, "large")
-        said = itertools.product(_PASSAGE_TEMPLATES, subjects, firsts, ("",), RELATIONS[content.relation], others)
+    templates = {"solo": _SOLO_TEMPLATES, "sequence": _SEQUENCE_TEMPLATES, "passage": _PASSAGE_TEMPLATES}[content.kind]
     return [
-        template.format(subject=subject, first=first, second=second, relation=relation, other=other)
-        for template, subject, first, second, relation, other in said
+        template.format(
+            subject=f"a {content.size} {content.colour} {content.shape}",
+            first=said[0],
+            second=said[-1],
+            relation=RELATIONS.get(content.relation or ""),
+            wall=content.wall,
+        )
+        for template in templates
+        for said in itertools.product(*(ACTIONS[action] for action in content.actions))
     ]
-
-
-def _thing_words(colour: str | None, shape: str | None, size: str) -> list[str]:
-    return [f"a {size_word} {colour} {shape_word}" for size_word in SIZES[size] for shape_word in SHAPES[str(shape)]]
 
 
 def content(caption: str) -> Content | None:
@@ -138,56 +137,39 @@ def content(caption: str) -> Content | None:
     Capitals, a final full stop, the space before punctuation and "the" for "a" do not matter; everything else does.
     """
     text = re.sub(r"\s+", " ", re.sub(r"\s*([,.])", r"\1", caption.lower())).strip().removesuffix(".")
-    for pattern in _PATTERNS:
-        if match := pattern.fullmatch(text):
-            said = match.groupdict()
-            break
-    else:
+    text = re.sub(r"\bthe\b", "a", text)
+    match = next(filter(None, (pattern.fullmatch(text) for pattern in _PATTERNS)), None)
+    if match is None:
         return None
-    first, second = _MEANING[said["first"]], _MEANING.get(said.get("second"))
-    result = Content(
-        colour=said["subject_colour"],
-        shape=_MEANING[said["subject_shape"]],
-        size=_MEANING[said["subject_size"]],
-        actions=(first, second) if second else (first,),
-        relation=_MEANING.get(said.get("relation")),
-        other_colour=said.get("other_colour"),
-        other_shape=_MEANING.get(said.get("other_shape")),
-    )
-    if result.relation is None:
-        return result if first != second else None
-    sizes = result.size, _MEANING[said["other_size"]]
-    sensible = sizes == ("small", "large") and result.colour != result.other_colour and first in DIRECTIONS
-    return result if sensible else None
-
-
-def _one_of(name: str, words) -> str:
-    return f"(?P<{name}>{'|'.join(map(re.escape, words))})"
+    said = match.groupdict()
+    actions = tuple(_MEANING[said[name]] for name in ("first", "second") if name in said)
+    relation = _MEANING.get(said.get("relation", ""))
+    result = Content(said["colour"], said["shape"], said["size"], actions, relation, said.get("wall"))
+    return result if result in _EVERYTHING else None
 
 
 def _sentence_patterns() -> Iterator[re.Pattern]:
-    def thing(name: str) -> str:
-        size = _one_of(f"{name}_size", itertools.chain(*SIZES.values()))
-        shape = _one_of(f"{name}_shape", itertools.chain(*SHAPES.values()))
-        return f"(?:a|the) {size} {_one_of(f'{name}_colour', COLOURS)} {shape}"
+    def one_of(name: str, words) -> str:
+        return f"(?P<{name}>{'|'.join(map(re.escape, words))})"
 
     verbs = list(itertools.chain(*ACTIONS.values()))
-    for template in _SEQUENCE_TEMPLATES + _PASSAGE_TEMPLATES:
+    for template in _SOLO_TEMPLATES + _SEQUENCE_TEMPLATES + _PASSAGE_TEMPLATES:
         yield re.compile(
             template.format(
-                subject=thing("subject"),
-                other=thing("other"),
-                first=_one_of("first", verbs),
-                second=_one_of("second", verbs),
-                relation=_one_of("relation", itertools.chain(*RELATIONS.values())),
+                subject=f"a {one_of('size', SIZES)} {one_of('colour', COLOURS)} {one_of('shape', SHAPES)}",
+                first=one_of("first", verbs),
+                second=one_of("second", verbs),
+                relation=one_of("relation", RELATIONS.values()),
+                wall=one_of("wall", COLOURS),
             )
         )
 
 
 _PATTERNS = tuple(_sentence_patterns())
-_MEANING: dict[str | None, str] = {
-    word: meaning for table in (SHAPES, SIZES, RELATIONS, ACTIONS) for meaning, words in table.items() for word in words
+_MEANING = {words: relation for relation, words in RELATIONS.items()} | {
+    words: action for action, said in ACTIONS.items() for words in said
 }
+_EVERYTHING = frozenset(all_contents())
 
 
 # ------------------------------------------------------------------------------------------------------ content -> clip
@@ -195,99 +177,88 @@ _MEANING: dict[str | None, str] = {
 
 def render(content: Content, rng: np.random.Generator) -> np.ndarray:
     """Draws `content`: `uint8` frames (24, 64, 64, 3). `rng` chooses place, pace, shade and background."""
-    # A dusky scene: greener towards the ground, bluer towards one side, brighter with time. Video Swin has no absolute
-    # positions; here every place and moment looks a little different, which a small model learns motion from.
+    # A dusky scene: greener towards the ground, bluer towards one side, redder with time. Video Swin has no absolute
+    # positions; here every place and moment looks a little different, which a small model learns order from.
     light: np.ndarray = np.zeros((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.float32)
     light += rng.uniform(10, 20) + np.linspace(0, 70, NUM_FRAMES)[:, None, None, None] * np.array([1, 0, 0])
     light[..., 1] += np.linspace(0, 90, FRAME_SIZE)[:, None]
     light[..., 2] += np.linspace(0, 90, FRAME_SIZE)
     frames = light + rng.normal(0, 2, (FRAME_SIZE, FRAME_SIZE, 1)).astype(np.float32)
-    if content.relation is None:
-        layers = [_sequence_layer(content, rng)]
+    if content.kind == "passage":
+        layers = _passage(content, rng)
     else:
-        layers = _passage_layers(content, rng)
-        if content.relation == "behind":
-            layers.reverse()
-    # The first layer is the nearest.
-    for colour, shape, x, y, radius, visible in reversed(layers):
+        layers = [(content.colour, _draw_shape(content.shape, *_act_out(content, rng)))]
+    for colour, opacity in layers:
         shade = np.clip(np.array(COLOURS[colour]) + rng.uniform(-12, 12, 3), 0, 255)
-        opacity = _coverage(shape, x, y, radius)[..., None] * visible[:, None, None, None].astype(np.float32)
-        frames = frames + opacity * (shade.astype(np.float32) - frames)
+        frames = frames + opacity[..., None] * (shade.astype(np.float32) - frames)
     return frames.round().clip(0, 255).astype(np.uint8)
 
 
-def _sequence_layer(content: Content, rng: np.random.Generator) -> tuple:
-    """(colour, shape, x, y, radius, visible): the last four as arrays over frames, in pixels."""
-    x, y, scale, visible = np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0)
-    turn = int(rng.integers(11, 14))
-    for action, length in zip(content.actions, (turn, NUM_FRAMES - turn), strict=True):
-        last = (x[-1], y[-1], scale[-1]) if len(x) else (0.0, 0.0, 0.0)
-        moved = _act(action, np.arange(1, length + 1) / length, rng)
-        x, y, scale = (
-            np.concatenate([old, start + new]) for old, start, new in zip((x, y, scale), last, moved[:3], strict=True)
-        )
-        visible = np.concatenate([visible, moved[3]])
-    radius = (8 if content.size == "small" else 13) * rng.uniform(0.94, 1.06) * np.exp(scale)
-    x, y = (path + _place(path, radius, rng) for path in (x, y))
-    return content.colour, content.shape, x, y, radius, visible
+def _act_out(content: Content, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """x, y and radius in pixels, and visibility, of one shape over the frames."""
+    turn = int(rng.integers(11, 14)) if len(content.actions) == 2 else NUM_FRAMES
+    size = (8 if content.size == "small" else 13) * rng.uniform(0.94, 1.06)
+    parts: list[np.ndarray] = []
+    for action, length in zip(content.actions, (turn, NUM_FRAMES - turn), strict=False):
+        x, y, radius = parts[-1][:3, -1] if parts else (0.0, 0.0, size)
+        parts.append(_act(action, np.arange(1, length + 1) / length, x, y, radius, rng))
+    x, y, radius, visible = np.concatenate(parts, axis=1)
+    return _place(x, radius, rng), _place(y, radius, rng), radius, visible
 
 
-def _act(action: str, u: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What an action does over its time `u` in (0, 1]: x and y in pixels, logarithm of the scale, visibility."""
-    x, y, scale, visible = np.zeros_like(u), np.zeros_like(u), np.zeros_like(u), np.ones_like(u)
-    distance = rng.uniform(16, 20)
+def _act(action: str, u: np.ndarray, x: float, y: float, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """What an action does over its time `u` in (0, 1], from where the last one ended: x, y, radius, visibility."""
+    # As far as there is room.
+    distance = min(rng.uniform(30, 36), FRAME_SIZE - 2 - 2 * radius)
+    path = np.stack([np.full_like(u, x), np.full_like(u, y), np.full_like(u, radius), np.ones_like(u)])
     match action:
         case "left" | "right":
-            x = distance * u * (1 if action == "right" else -1)
+            path[0] += distance * u * (1 if action == "right" else -1)
         case "up" | "down":
-            y = distance * u * (1 if action == "down" else -1)
+            path[1] += distance * u * (1 if action == "down" else -1)
         case "grow" | "shrink":
-            scale = np.log(1.45) * u * (1 if action == "grow" else -1)
+            path[2] *= 1.7 ** (u if action == "grow" else -u)
         case "blink":
-            visible = (np.cos(4 * np.pi * u) > -0.2).astype(float)
+            path[3] = np.cos(4 * np.pi * u) > -0.2
         case "bounce":
-            y = -0.6 * distance * np.abs(np.sin(2 * np.pi * u))
-    return x, y, scale, visible
+            path[1] -= 0.6 * distance * np.abs(np.sin(2 * np.pi * u))
+    return path
 
 
-def _place(path: np.ndarray, radius: np.ndarray, rng: np.random.Generator) -> float:
-    """A random start for `path`, such that the shape never leaves the frame."""
+def _place(path: np.ndarray, radius: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`path`, moved to a random place where the shape stays within the frame (to the middle if there is none)."""
     low, high = np.max(radius - path) + 1, FRAME_SIZE - 1 - np.max(radius + path)
-    return rng.uniform(low, high) if high > low else (low + high) / 2
+    return path + (rng.uniform(low, high) if high > low else (low + high) / 2)
 
 
-def _passage_layers(content: Content, rng: np.random.Generator) -> list[tuple]:
-    """The passing shape and then the one that it passes."""
+def _passage(content: Content, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+    """The passing shape and the wall, the farther one first."""
     u = np.clip(np.linspace(-1, 1, NUM_FRAMES) * rng.uniform(1.0, 1.25), -1, 1)
-    middle = FRAME_SIZE / 2 + np.asarray(rng.uniform((-1, -3), (1, 3)))
-    along = middle[0] + u * rng.uniform(22, 23) * (1 if content.actions[0] in ("right", "down") else -1)
-    across = np.full(NUM_FRAMES, middle[1] + rng.uniform(-4, 4))
-    still = np.ones(NUM_FRAMES)
-    position, place = (along, across), (middle[0] * still, middle[1] * still)
-    if content.actions[0] in ("up", "down"):
-        position, place = position[::-1], place[::-1]
-    return [
-        (content.colour, content.shape, *position, rng.uniform(7.5, 8.5) * still, still),
-        (content.other_colour, content.other_shape, *place, rng.uniform(11.5, 13) * still, still),
-    ]
+    along = FRAME_SIZE / 2 + u * rng.uniform(22, 23) * (1 if content.actions[0] in ("right", "down") else -1)
+    across = np.full(NUM_FRAMES, rng.uniform(12, FRAME_SIZE - 12))
+    upright = content.actions[0] in ("left", "right")
+    path = (along, across) if upright else (across, along)
+    shape = _draw_shape(content.shape, *path, np.full(NUM_FRAMES, rng.uniform(7.5, 8.5)), np.ones(NUM_FRAMES))
+    from_middle = np.abs(np.arange(FRAME_SIZE) + 0.5 - FRAME_SIZE / 2 - rng.uniform(-2, 2))
+    wall = np.clip(rng.uniform(9, 10.5) + 0.5 - from_middle, 0, 1).astype(np.float32)
+    wall = np.broadcast_to(wall if upright else wall[:, None], shape.shape)
+    layers = [(content.colour, shape), (str(content.wall), wall)]
+    return layers if content.relation == "behind" else layers[::-1]
 
 
-def _coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+def _draw_shape(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """How much of each pixel a shape covers: (T, H, W) in [0, 1], from its signed distance."""
     rows, columns = np.mgrid[:FRAME_SIZE, :FRAME_SIZE].astype(np.float32) + 0.5
-    x, y, r = (np.asarray(path, dtype=np.float32)[:, None, None] for path in (x, y, radius))
-    dx, dy = np.abs(columns - x), rows - y
+    x, y, r, visible = (path.astype(np.float32)[:, None, None] for path in (x, y, radius, visible))
+    dx, dy = np.abs(columns - x), np.abs(rows - y)
     match shape:
         case "circle":
             distance = np.hypot(dx, dy) - 0.95 * r
-        case "square":
-            distance = np.maximum(dx, np.abs(dy)) - 0.85 * r
-        case "triangle":
-            distance = np.maximum(dy - 0.8 * r, (1.8 * dx - (dy + r)) / np.hypot(1.8, 1.0))
+        case "ring":
+            distance = np.abs(np.hypot(dx, dy) - 0.75 * r) - 0.2 * r
         case "cross":
-            arms = np.maximum(dx - r, np.abs(dy) - 0.32 * r), np.maximum(np.abs(dy) - r, dx - 0.32 * r)
-            distance = np.minimum(*arms)
-    return np.clip(0.5 - distance, 0, 1)
+            distance = np.minimum(np.maximum(dx - r, dy - 0.28 * r), np.maximum(dy - r, dx - 0.28 * r))
+    return np.clip(0.5 - distance, 0, 1) * visible
 
 
 def write_clip(path: str | Path, frames: np.ndarray) -> None:
@@ -306,7 +277,7 @@ def write_clip(path: str | Path, frames: np.ndarray) -> None:
 
 
 def make_shapes(
-    output_dir: str | Path, *, train: int = 6000, validation: int = 200, test: int = 300, seed: int = 0
+    output_dir: str | Path, *, train: int = 16000, validation: int = 200, test: int = 300, seed: int = 0
 ) -> Path:
     """Writes a VideoFolder of moving shapes: `<split>/<number>.mp4` and `metadata.jsonl`.
 
@@ -350,9 +321,9 @@ def make_shapes(
 
 
 def _write_example(folder: Path, split: str, number: int, contents: list[Content], rng: np.random.Generator) -> dict:
-    passages = rng.random() < 0.25
-    kind = [each for each in contents if (each.relation is not None) == passages]
-    chosen = kind[rng.integers(len(kind))]
+    kind = rng.choice(["solo", "sequence", "passage"], p=[0.25, 0.5, 0.25])
+    of_kind = [each for each in contents if each.kind == kind]
+    chosen = of_kind[rng.integers(len(of_kind))]
     file_name = f"{split}/{number:06d}.mp4"
     (folder / split).mkdir(parents=True, exist_ok=True)
     write_clip(folder / file_name, render(chosen, rng))
