@@ -136,6 +136,13 @@ class SparseVideoMask(nn.Module):
         """(N, N) bool: where, at equal scores, an entry's weight beside the diagonal's is not zero in float32."""
         return self.bias().exp() > 0
 
+    @torch.no_grad()
+    def statistics(self) -> tuple[int, int]:
+        """Of the N * (N - 1) off-diagonal entries, how many are below one half, and how many are alive."""
+        off_diagonal = ~torch.eye(len(self.weight), dtype=torch.bool, device=self.weight.device)
+        below_half = (self.soft_values()[off_diagonal] < 0.5).sum()
+        return int(below_half), int(self.live_entries()[off_diagonal].sum())
+
 
 class SwinBertProjector(nn.Module):
     """Video features to the width of the fusion encoder. Video tokens get no position, token type or normalisation."""

@@ -68,11 +68,9 @@ def mask_statistics(model: SwinBertForVideoCaptioning) -> MaskStatistics | None:
     mask = model.model.sparse_mask
     if mask is None:
         return None
-    with torch.no_grad():
-        alive = mask.live_entries()
-        off_diagonal = ~torch.eye(len(alive), dtype=torch.bool, device=alive.device)
-        below_half = (mask.soft_values()[off_diagonal] < 0.5).double().mean().item()
-    return MaskStatistics(len(alive), below_half, int(alive[off_diagonal].sum()))
+    size = len(mask.weight)
+    below_half, alive = mask.statistics()
+    return MaskStatistics(size, below_half / max(1, size * (size - 1)), alive)
 
 
 @dataclass
