@@ -106,13 +106,24 @@ def test_causal_batch_is_not_masked(shapes, processor):
     assert batch["input_ids"][0, -1] == processor.tokenizer.sep_token_id
 
 
-def test_reproducible_batches_are_alike_and_others_are_not(shapes, processor):
-    dataset = ClipDataset(load_clips(shapes, "train"), processor.video_processor)
-    examples = [dataset[index] for index in range(6)]
-    fixed, free = CaptionCollator(processor, reproducible=True), CaptionCollator(processor)
-    assert torch.equal(fixed(examples)["labels"], fixed(examples)["labels"])
-    random.seed(0)
-    assert not all(torch.equal(free(examples)["input_ids"], fixed(examples)["input_ids"]) for _ in range(3))
+def test_draws_depend_on_seed_epoch_and_clip_alone(shapes, processor):
+    def batch(seed, epoch, indices):
+        dataset = ClipDataset(load_clips(shapes, "train"), processor.video_processor, max_shift=4, seed=seed)
+        dataset.set_epoch(epoch)
+        examples = [dataset[index] for index in indices]
+        return [
+            CaptionCollator(processor, captions_per_clip=2)([example])["input_ids"].tolist() for example in examples
+        ], [example["frames"] for example in examples]
+
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    captions, frames = batch(0, 1, range(6))
+    reversed_captions, reversed_frames = batch(0, 1, reversed(range(6)))
+    assert captions == reversed_captions[::-1]
+    np.testing.assert_array_equal(frames, reversed_frames[::-1])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state[:2]
+    assert torch.equal(torch.get_rng_state(), state[2])
+    for others in (batch(1, 1, range(6)), batch(0, 0, range(6))):
+        assert captions != others[0] and not np.array_equal(frames, others[1])
 
 
 def test_few_captions_are_repeated(shapes, processor):

@@ -56,8 +56,6 @@ class CaptionCollator:
         max_caption_length (`int`): longer captions are cut, `[SEP]` kept.
         captions_per_clip (`int`): how many captions share one encoded clip, drawn without repetition if there are
             enough.
-        reproducible (`bool`): draw from the number of the clip instead of the global `random`, so that every evaluation
-            sees the same masks. (`Trainer` seeds `random` in each worker and restores it when it resumes.)
 
     Returns:
         `pixel_values_videos` (V, T, C, H, W); `input_ids`, `attention_mask`, `labels` (V * captions_per_clip, L), the
@@ -70,13 +68,13 @@ class CaptionCollator:
     mask_prob: float = 0.5
     max_masked_tokens: int = 45
     captions_per_clip: int = 1
-    reproducible: bool = False
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         rows, labels = [], []
         for example in examples:
-            generator = random.Random(example["index"]) if self.reproducible else random
+            # Of the example alone: the same in any batch, process and worker, and when a run is resumed.
+            generator = random.Random(str(example["seed"]))
             for caption in _draw(example["captions"], self.captions_per_clip, generator):
                 ids = tokenizer(caption, truncation=True, max_length=self.max_caption_length)["input_ids"]
                 if self.objective == "masked_lm":

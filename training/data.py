@@ -6,9 +6,11 @@ a VideoFolder, so a dataset of the Hub can be named in the place of a folder.
 """
 
 import json
+import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +92,29 @@ def build_tokenizer(captions: Iterable[str]) -> BertTokenizerFast:
     return BertTokenizerFast(vocab={word: number for number, word in enumerate(vocabulary)})
 
 
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Lets what is drawn from `random`, numpy and torch (on the CPU) depend on `numbers` >= 0 alone; their states are
+    put back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which seeds all devices
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
 class ClipDataset(torch.utils.data.Dataset):
     """
-    Clips as `{"frames": uint8 (T, H, W, C), "captions": [...], "index": int}`.
+    Clips as `{"frames": uint8 (T, H, W, C), "captions": [...], "index": int, "seed": (int, int, int)}`.
+
+    `seed` (that of the run, the epoch, the clip's number) alone decides all that is drawn at random for a clip, here
+    and in the collator: it is the same in the main process as in any number of workers, and in a run that was resumed.
 
     Args:
         clips: what `load_clips` returns.
@@ -101,12 +123,23 @@ class ClipDataset(torch.utils.data.Dataset):
             and shared with the workers. For small frames; they must all have one size.
         max_shift: shift a clip by up to so many pixels down or up and right or left, the same for all its frames; what
             comes in repeats the edge. An augmentation that keeps what a caption says.
+        seed: of the run.
     """
 
-    def __init__(self, clips: datasets.Dataset, video_processor: Any, keep_frames: bool = False, max_shift: int = 0):
+    def __init__(
+        self,
+        clips: datasets.Dataset,
+        video_processor: Any,
+        keep_frames: bool = False,
+        max_shift: int = 0,
+        seed: int = 0,
+    ):
         self.clips = clips
         self.video_processor = video_processor
         self.max_shift = max_shift
+        self.seed = seed
+        # Shared, because workers may outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._kept: np.ndarray | None = None
         self._is_kept: np.ndarray | None = None
         if keep_frames:
@@ -120,10 +153,15 @@ class ClipDataset(torch.utils.data.Dataset):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        seed = (self.seed, int(self._epoch), index)
         frames = self._frames(index)
         if self.max_shift:
-            frames = shift_clip(frames, *np.random.randint(-self.max_shift, self.max_shift + 1, 2))
-        return {"frames": frames, "captions": self.clips[index]["captions"], "index": index}
+            with seeded(*seed):
+                frames = shift_clip(frames, *np.random.randint(-self.max_shift, self.max_shift + 1, 2))
+        return {"frames": frames, "captions": self.clips[index]["captions"], "index": index, "seed": seed}
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def _frames(self, index: int) -> np.ndarray:
         if self._kept is None or self._is_kept is None:

@@ -31,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model, processor = load_model(model_args, config, itertools.chain.from_iterable(train_clips["captions"]))
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(train_clips)} clips to train on", file=sys.stderr)
 
-    dataset = {"video_processor": processor.video_processor, "keep_frames": data_args.keep_frames}
+    dataset = {
+        "video_processor": processor.video_processor,
+        "keep_frames": data_args.keep_frames,
+        "seed": training_args.seed,
+    }
     trainer = VideoCaptioningTrainer(
         model=model,
         args=training_args,

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 # Any part of a name that keeps a parameter from weight decay. As in the original, the normalisations of the backbone
 # (`norm1`, ...) and the sparse mask decay, its table of relative positions (`..._bias_table`) does not.
@@ -22,6 +22,7 @@ class VideoCaptioningTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.add_callback(_TellEpoch())
         self._caption_losses: list[torch.Tensor] = []
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -54,9 +55,9 @@ class VideoCaptioningTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """As `Trainer`'s, with one caption of each clip, masked alike every time."""
+        """As `Trainer`'s, with one caption of each clip (masked alike every time: the epoch of these clips is 0)."""
         collator = self.data_collator
-        self.data_collator = dataclasses.replace(collator, captions_per_clip=1, reproducible=True)
+        self.data_collator = dataclasses.replace(collator, captions_per_clip=1)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -89,3 +90,11 @@ class VideoCaptioningTrainer(Trainer):
                 weighted = self.model.config.sparsity_loss_weight * logs["eval_sparsity_loss"]
                 logs["eval_caption_loss"] = round(logs["eval_loss"] - weighted, 4)
         super().log(logs, start_time)
+
+
+class _TellEpoch(TrainerCallback):
+    """Tells the training clips which epoch it is: their random draws depend on it."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch))
