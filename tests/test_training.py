@@ -151,7 +151,8 @@ def test_shift_clip():
 
 
 def test_start_and_end_cut_a_clip(shapes, processor, tmp_path):
-    clip = load_clips(shapes, "train")[0]["video"]["path"]
+    clip = "clip.mp4"
+    (tmp_path / clip).symlink_to(load_clips(shapes, "train")[0]["video"]["path"])
     lines = [{"file_name": clip, "captions": ["a b"]}, {"file_name": clip, "captions": ["a b"], "start": 0, "end": 0.4}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     whole, part = (ClipDataset(load_clips(tmp_path, "train"), processor.video_processor)[i]["frames"] for i in (0, 1))

@@ -1,17 +1,10 @@
-"""Folders of videos with captions, as datasets: read, decoded in the workers, kept in memory where that pays.
+"""Clips with captions as datasets of PyTorch: decoded in the workers, kept in memory or on disk where that pays."""
 
-The house format is a folder of videos with `metadata.jsonl`, one line for each clip: `file_name`, `captions` (a list),
-and optionally `split`, `start` and `end` in seconds. Several lines may cut clips from one file. `datasets` knows it as
-a VideoFolder, so a dataset of the Hub can be named in the place of a folder.
-"""
-
-import json
 import random
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,62 +12,9 @@ import numpy as np
 import torch
 from transformers import BertTokenizerFast
 
+from swinbert.training.sources import clip_source, load_clips
 
-def load_clips(dataset: str, split: str, need_captions: bool = True) -> datasets.Dataset:
-    """
-    The clips of one split, videos undecoded: columns `video` (`{"path", "bytes"}`), `captions` and what else there is.
-
-    Args:
-        dataset: a folder in the house format, or the id of such a dataset on the Hub.
-        split: its name, as in the column `split` where there is one, else as `datasets` finds it.
-        need_captions: `False` takes a split too of which no clip has captions, such as a private test set; it comes
-            without the column `captions`.
-
-    Raises:
-        FileNotFoundError: a folder without `metadata.jsonl`.
-        ValueError: no such split, or a clip without captions.
-    """
-    folder = Path(dataset)
-    if folder.is_dir():
-        clips = _read_folder(folder, split)
-    else:
-        clips = datasets.load_dataset(dataset, split=split)
-        clips = clips.cast_column("video", datasets.Video(decode=False))
-    if not len(clips):
-        raise ValueError(f"{dataset} has no clips in split {split!r}.")
-    if not need_captions and not any(clips["captions"] if "captions" in clips.column_names else ()):
-        return clips.select_columns([name for name in clips.column_names if name != "captions"])
-    if "captions" not in clips.column_names:
-        raise ValueError(f"{dataset} has no `captions`, only {clips.column_names}: name the column of captions so.")
-    for number, captions in enumerate(clips["captions"]):
-        if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
-            raise ValueError(f"Clip {number} of {dataset} ({split}): expected a list of captions, found {captions!r}.")
-    return clips
-
-
-def _read_folder(folder: Path, split: str) -> datasets.Dataset:
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        raise FileNotFoundError(f"{folder} has no metadata.jsonl with `file_name` and `captions` of each clip.")
-    lines = []
-    for number, text in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            line["video"] = {"path": str(folder / line["file_name"]), "bytes": None}
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{metadata}, line {number}: expected an object with `file_name`, got {text!r}."
-            ) from error
-        lines.append(line)
-    splits = Counter(line.get("split", "train") for line in lines)
-    if split not in splits:
-        raise ValueError(f"{folder} has no split {split!r}, only {dict(splits)} clips.")
-    chosen = [line for line in lines if line.get("split", "train") == split]
-    # All keys for every line: `datasets` would look at the first line's alone.
-    names = dict.fromkeys(name for line in chosen for name in line)
-    return datasets.Dataset.from_list([{name: line.get(name) for name in names} for line in chosen])
+__all__ = ["ClipDataset", "build_tokenizer", "load_clips", "seeded", "shift_clip"]
 
 
 def build_tokenizer(captions: Iterable[str]) -> BertTokenizerFast:
@@ -179,8 +119,7 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def _decode(self, index: int) -> np.ndarray:
         clip = self.clips[index]
-        source = clip["video"]["bytes"] or clip["video"]["path"]
-        return self.video_processor.load_frames(source, start=clip.get("start"), end=clip.get("end"))[0]
+        return self.video_processor.load_frames(clip_source(clip), start=clip.get("start"), end=clip.get("end"))[0]
 
 
 def shift_clip(frames: np.ndarray, down: int, right: int) -> np.ndarray:
