@@ -11,19 +11,55 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from swinbert.training.metrics import METRICS
+
 
 @dataclass
 class ModelArguments:
     model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id to fine-tune; by default a new model is made of `config`."}
+        default=None, metadata={"help": "SwinBERT to fine-tune, folder or Hub id; by default a new one of `config`."}
     )
     config: str | None = field(
         default=None,
-        metadata={"help": "JSON of fields of SwinBertConfig for a new model; change one by --config.NAME VALUE."},
+        metadata={
+            "help": "JSON of fields of SwinBertConfig, for a new model or to change `model`; or --config.NAME VALUE."
+        },
+    )
+    objective: str | None = field(
+        default=None,
+        metadata={
+            "help": "masked_lm (SwinBERT) or causal_lm (GIT) for a new model; scst trains `model` on its own samples.",
+            "choices": ["masked_lm", "causal_lm", "scst"],
+        },
     )
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "Tokenizer of a new model; by default its vocabulary is the words of the training captions."},
+        metadata={
+            "help": "Tokenizer, folder or Hub id, or `captions`: the words of the training captions. By default that of"
+            " `model` or `text_encoder`, else `captions`."
+        },
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={"help": "Video Swin for a new model: a folder of `swinbert convert`, or a Hub id."},
+    )
+    text_encoder: str | None = field(
+        default=None, metadata={"help": "BERT from which a new model's fusion encoder starts; by default from scratch."}
+    )
+    mask: str | None = field(default=None, metadata={"help": "SwinBERT of which the sparse mask alone is taken."})
+    mask_expansion: str = field(
+        default="interpolate",
+        metadata={
+            "help": "How a mask gets to other numbers of frames: interpolate, or diagonal (repeated part by part).",
+            "choices": ["interpolate", "diagonal"],
+        },
+    )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Regular expressions; parameters with one in their name do not train (video_encoder)."},
+    )
+    generation_max_length: int | None = field(
+        default=None, metadata={"help": "Longest generated caption in tokens, [CLS] and [SEP] included."}
     )
 
 
@@ -34,14 +70,25 @@ class DataArguments:
     eval_split: str | None = field(default="validation", metadata={"help": "Split to evaluate on, or none."})
     keep_frames: bool = field(default=False, metadata={"help": "Decode each clip once and keep its sampled frames."})
     max_shift: int = field(default=0, metadata={"help": "Augmentation: shift clips by up to so many pixels."})
-    captions_per_clip: int = field(default=1, metadata={"help": "Captions that share one encoded clip in a step."})
+    random_crop: bool = field(
+        default=False, metadata={"help": "Augmentation: cut clips at a random place, not at their centre."}
+    )
+    captions_per_clip: int = field(
+        default=1, metadata={"help": "Captions (under scst samples) that share one encoded clip in a step."}
+    )
     mask_prob: float = field(default=0.5, metadata={"help": "Share of a caption's tokens that is masked."})
     max_masked_tokens: int = field(default=45, metadata={"help": "At most so many masked tokens in a caption."})
     num_samples: int = field(default=4, metadata={"help": "Captions to print at every evaluation."})
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "rouge_l", "cider"],
+        metadata={"help": f"Scores of every evaluation: {', '.join(METRICS)}."},
+    )
 
     def __post_init__(self):
         if self.eval_split == "none":
             self.eval_split = None
+        if unknown := sorted(set(self.metrics) - set(METRICS)):
+            raise ValueError(f"No metric {unknown[0]!r}; there are {', '.join(METRICS)}.")
 
 
 @dataclass
@@ -54,9 +101,20 @@ class SwinBertTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.2, metadata={"help": "Weight decay of matrices (see trainer.py)."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of linear warm-up, or below 1 a share of all."})
     seed: int = field(default=88, metadata={"help": "Seed of the whole run."})
+    start_anew: bool = field(
+        default=False, metadata={"help": "Delete the checkpoints in `output_dir` instead of going on from the last."}
+    )
     torch_threads: int | None = field(default=None, metadata={"help": "Threads of a CPU run; by default torch's."})
     # The collator needs what the model's forward pass does not.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this as it is."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor would replace the model's own loss: write"
+                f" --config.label_smoothing {self.label_smoothing_factor} instead."
+            )
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, SwinBertTrainingArguments, dict]:

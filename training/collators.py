@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torchvision.transforms import v2
+
+from swinbert.training.data import seeded
 
 
 def mask_caption(
@@ -56,6 +60,8 @@ class CaptionCollator:
         max_caption_length (`int`): longer captions are cut, `[SEP]` kept.
         captions_per_clip (`int`): how many captions share one encoded clip, drawn without repetition if there are
             enough.
+        random_crop (`bool`): cut clips at a random place instead of the centre, the same for all frames of a clip, as
+            the original does in training. (It flips none: captions say left and right.)
 
     Returns:
         `pixel_values_videos` (V, T, C, H, W); `input_ids`, `attention_mask`, `labels` (V * captions_per_clip, L), the
@@ -68,6 +74,7 @@ class CaptionCollator:
     mask_prob: float = 0.5
     max_masked_tokens: int = 45
     captions_per_clip: int = 1
+    random_crop: bool = False
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
@@ -85,16 +92,31 @@ class CaptionCollator:
                     predicted = list(ids)
                 rows.append(ids)
                 labels.append(predicted)
-        videos = [example["frames"] for example in examples]
-        batch = self.processor.video_processor(videos, do_sample_frames=False, return_tensors="pt")
         return {
             # First, because `Trainer` counts clips by the first tensor.
-            "pixel_values_videos": batch["pixel_values_videos"],
+            "pixel_values_videos": self._pixels(examples),
             "input_ids": _pad(rows, tokenizer.pad_token_id),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0),
             "labels": _pad(labels, -100),
             "index": torch.tensor([example["index"] for example in examples]),
         }
+
+    def _pixels(self, examples: list[dict[str, Any]]) -> torch.Tensor:
+        """(V, T, C, H, W)."""
+        video_processor = self.processor.video_processor
+        given = {"do_sample_frames": False, "return_tensors": "pt"}
+        if not self.random_crop:
+            videos = [example["frames"] for example in examples]
+            return video_processor(videos, **given)["pixel_values_videos"]
+        crop_size = video_processor.crop_size
+        crop = v2.RandomCrop((crop_size["height"], crop_size["width"]), pad_if_needed=True)
+        videos = []
+        for example in examples:
+            frames = torch.from_numpy(np.ascontiguousarray(example["frames"])).permute(0, 3, 1, 2)
+            frames = video_processor.resize(frames, video_processor.size, resample=video_processor.resample)
+            with seeded(*example["seed"]):
+                videos.append(crop(frames))
+        return video_processor(videos, do_resize=False, do_center_crop=False, **given)["pixel_values_videos"]
 
 
 def _draw(captions: Sequence[str], count: int, generator: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,51 @@ import numpy as np
 import torch
 from transformers import BertTokenizerFast
 
-from swinbert.training.sources import clip_source, load_clips
+from swinbert.processing import VideoDecodeError
+from swinbert.training.frame_cache import FrameCache
+from swinbert.training.prepare.documents import first_names
+from swinbert.training.sources import clip_name, clip_source, is_stream, load_clips, missing_videos
 
-__all__ = ["ClipDataset", "build_tokenizer", "load_clips", "seeded", "shift_clip"]
+__all__ = [
+    "ClipDataset",
+    "ClipStream",
+    "build_tokenizer",
+    "captions_of",
+    "load_clips",
+    "refuse_missing",
+    "seeded",
+    "shift_clip",
+]
+
+# More are no bad clips but a disk or a server that is gone.
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+def refuse_missing(clips: Any) -> None:
+    """Looks, without opening any, whether the files of all clips are there; for the start of a long run.
+
+    Raises:
+        FileNotFoundError: with the first of them.
+    """
+    if not is_stream(clips) and (missing := missing_videos(clips)):
+        raise FileNotFoundError(
+            f"{len(missing)} videos are missing or empty: {first_names(missing)}. Complete the folder, take their lines"
+            " out of the metadata, or skip unreadable clips (--skip_unreadable). `swinbert doctor` looks into the rest."
+        )
+
+
+def captions_of(clips: Any) -> Iterator[str]:
+    """All captions.
+
+    Raises:
+        ValueError: of a stream, which one does not read through before training begins.
+    """
+    if is_stream(clips):
+        raise ValueError(
+            "The captions of a streamed dataset are not known beforehand: name a --tokenizer or a --model."
+        )
+    for captions in clips["captions"]:
+        yield from captions
 
 
 def build_tokenizer(captions: Iterable[str]) -> BertTokenizerFast:
@@ -49,7 +92,55 @@ def seeded(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-class ClipDataset(torch.utils.data.Dataset):
+class _Clips:
+    """What datasets with and without random access have in common; the arguments are those of [`ClipDataset`]."""
+
+    def __init__(
+        self,
+        clips: Any,
+        video_processor: Any,
+        max_shift: int = 0,
+        seed: int = 0,
+        frame_cache: FrameCache | None = None,
+        skip_unreadable: bool = False,
+    ):
+        self.clips = clips
+        self.video_processor = video_processor
+        self.max_shift = max_shift
+        self.seed = seed
+        self.frame_cache = frame_cache
+        self.skip_unreadable = skip_unreadable
+        self._skipped: set[str] = set()
+        # Shared, because workers may outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def _example(self, clip: dict[str, Any], index: int, seed: tuple[int, int, int]) -> dict[str, Any]:
+        frames = self._frames(clip, index)
+        if self.max_shift:
+            with seeded(*seed):
+                frames = shift_clip(frames, *np.random.randint(-self.max_shift, self.max_shift + 1, 2))
+        return {"frames": frames, "captions": clip["captions"], "index": index, "seed": seed}
+
+    def _frames(self, clip: dict[str, Any], index: int) -> np.ndarray:
+        if self.frame_cache is not None:
+            return self.frame_cache.frames(clip)
+        return self.video_processor.load_frames(clip_source(clip), start=clip.get("start"), end=clip.get("end"))[0]
+
+    def _skip(self, clip: dict[str, Any], error: VideoDecodeError) -> None:
+        """Says that a clip is passed over, once in this process, or raises why it may not be."""
+        if not self.skip_unreadable:
+            raise error
+        name = clip_name(clip)
+        if name not in self._skipped:
+            self._skipped.add(name)
+            text = f"{name} is unreadable ({error.kind}: {error.message}) and another clip takes its place: number"
+            warnings.warn(f"{text} {len(self._skipped)} in this process. `swinbert doctor` lists all.", stacklevel=4)
+
+
+class ClipDataset(_Clips, torch.utils.data.Dataset):
     """
     Clips as `{"frames": uint8 (T, H, W, C), "captions": [...], "index": int, "seed": (int, int, int)}`.
 
@@ -64,6 +155,12 @@ class ClipDataset(torch.utils.data.Dataset):
         max_shift: shift a clip by up to so many pixels down or up and right or left, the same for all its frames; what
             comes in repeats the edge. An augmentation that keeps what a caption says.
         seed: of the run.
+        frame_cache: keeps sampled frames on disk, from run to run.
+        skip_unreadable: a clip that cannot be read is replaced by the next that can, with a warning that names and
+            counts; `index` is then the other's. Without it, it is an error.
+
+    Raises:
+        VideoDecodeError: when a clip is wanted that cannot be read.
     """
 
     def __init__(
@@ -73,17 +170,16 @@ class ClipDataset(torch.utils.data.Dataset):
         keep_frames: bool = False,
         max_shift: int = 0,
         seed: int = 0,
+        frame_cache: FrameCache | None = None,
+        skip_unreadable: bool = False,
     ):
-        self.clips = clips
-        self.video_processor = video_processor
-        self.max_shift = max_shift
-        self.seed = seed
-        # Shared, because workers may outlive an epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        super().__init__(clips, video_processor, max_shift, seed, frame_cache, skip_unreadable)
         self._kept: np.ndarray | None = None
         self._is_kept: np.ndarray | None = None
         if keep_frames:
-            shape = (len(clips), *self._decode(0).shape)
+            if frame_cache is not None:
+                raise ValueError("Frames are kept in memory (`keep_frames`) or on disk (`frame_cache`): choose one.")
+            shape = (len(clips), *self[0]["frames"].shape)
             # Deleted by the system once no process maps them.
             with tempfile.TemporaryFile() as frames, tempfile.TemporaryFile() as flags:
                 self._kept = np.memmap(frames, dtype=np.uint8, mode="w+", shape=shape)
@@ -94,20 +190,21 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         seed = (self.seed, int(self._epoch), index)
-        frames = self._frames(index)
-        if self.max_shift:
-            with seeded(*seed):
-                frames = shift_clip(frames, *np.random.randint(-self.max_shift, self.max_shift + 1, 2))
-        return {"frames": frames, "captions": self.clips[index]["captions"], "index": index, "seed": seed}
+        for step in range(min(MAX_SKIPPED_IN_A_ROW, len(self))):
+            number = (index + step) % len(self)
+            clip = self.clips[number]
+            try:
+                return self._example(clip, number, seed)
+            except VideoDecodeError as error:
+                self._skip(clip, error)
+                last = error
+        raise ValueError(f"{step + 1} clips in a row are unreadable: {last}") from last
 
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
-
-    def _frames(self, index: int) -> np.ndarray:
+    def _frames(self, clip: dict[str, Any], index: int) -> np.ndarray:
         if self._kept is None or self._is_kept is None:
-            return self._decode(index)
+            return super()._frames(clip, index)
         if not self._is_kept[index]:
-            frames = self._decode(index)
+            frames = super()._frames(clip, index)
             if frames.shape != self._kept.shape[1:]:
                 raise ValueError(
                     f"Clip {index} has frames {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of"
@@ -117,9 +214,44 @@ class ClipDataset(torch.utils.data.Dataset):
             self._is_kept[index] = True
         return self._kept[index]
 
-    def _decode(self, index: int) -> np.ndarray:
-        clip = self.clips[index]
-        return self.video_processor.load_frames(clip_source(clip), start=clip.get("start"), end=clip.get("end"))[0]
+
+class ClipStream(_Clips, torch.utils.data.IterableDataset):
+    """
+    The clips of a stream (`load_clips(..., streaming=True)`), decoded as they come; see [`ClipDataset`].
+
+    They are shuffled within a buffer of `shuffle_buffer` clips, not yet decoded, and by the files that they come from;
+    those are shared among the workers, so that there is work for no more workers than there are files. An unreadable
+    clip is left out where `skip_unreadable` says so.
+    """
+
+    def __init__(
+        self,
+        clips: datasets.IterableDataset,
+        video_processor: Any,
+        max_shift: int = 0,
+        seed: int = 0,
+        frame_cache: FrameCache | None = None,
+        skip_unreadable: bool = False,
+        shuffle_buffer: int = 100,
+    ):
+        super().__init__(clips, video_processor, max_shift, seed, frame_cache, skip_unreadable)
+        self.clips = clips.shuffle(seed=seed, buffer_size=shuffle_buffer)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch, num_skipped = int(self._epoch), 0
+        self.clips.set_epoch(epoch)
+        for number, clip in enumerate(self.clips):
+            index = first + number * step
+            try:
+                yield self._example(clip, index, (self.seed, epoch, index))
+                num_skipped = 0
+            except VideoDecodeError as error:
+                self._skip(clip, error)
+                num_skipped += 1
+                if num_skipped == MAX_SKIPPED_IN_A_ROW:
+                    raise ValueError(f"{num_skipped} clips in a row are unreadable: {error}") from error
 
 
 def shift_clip(frames: np.ndarray, down: int, right: int) -> np.ndarray:

@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
+
+from swinbert.training.checkpoints import CheckpointingTrainer
 
 # Any part of a name that keeps a parameter from weight decay. As in the original, the normalisations of the backbone
 # (`norm1`, ...) and the sparse mask decay, its table of relative positions (`..._bias_table`) does not.
 _NO_DECAY = ("bias", "LayerNorm.weight")
 
 
-class VideoCaptioningTrainer(Trainer):
+class VideoCaptioningTrainer(CheckpointingTrainer):
     """
     Trains and evaluates a [`SwinBertForVideoCaptioning`] on batches of a [`CaptionCollator`].
 
@@ -51,13 +53,26 @@ class VideoCaptioningTrainer(Trainer):
         inputs = {name: value for name, value in inputs.items() if name != "index"}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
+            self._stop_unless_finite(loss, model)
             self._caption_losses.append(outputs["caption_loss"].detach())
         return (loss, outputs) if return_outputs else loss
+
+    def _stop_unless_finite(self, loss: torch.Tensor, model: nn.Module) -> None:
+        """Before the step that would spoil the weights: the next log would be too late, and `Trainer` hides it."""
+        if torch.isfinite(loss).all():
+            return
+        broken = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+        state = f"{broken[0]} and {len(broken) - 1} more weights are not finite" if broken else "all weights are finite"
+        raise FloatingPointError(
+            f"The loss is {loss.item()} at step {self.state.global_step + 1}; {state}. No step was made with it, and"
+            " checkpoints of earlier steps are untouched. Start again from the last one (as --model) with a lower"
+            " --learning_rate, more --warmup_steps or a smaller --max_grad_norm; with --fp16, use --bf16 or neither."
+        )
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As `Trainer`'s, with one caption of each clip (masked alike every time: the epoch of these clips is 0)."""
         collator = self.data_collator
-        self.data_collator = dataclasses.replace(collator, captions_per_clip=1)
+        self.data_collator = dataclasses.replace(collator, captions_per_clip=1, random_crop=False)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -81,11 +96,12 @@ class VideoCaptioningTrainer(Trainer):
             self._caption_losses.clear()
         mask = getattr(self.accelerator.unwrap_model(self.model).model, "sparse_mask", None)
         if mask is not None and ("loss" in logs or "eval_loss" in logs):
-            values = mask.soft_values().detach()
-            off_diagonal = ~torch.eye(len(values), dtype=torch.bool, device=values.device)
+            below_half, alive = mask.statistics()
+            entries = max(1, mask.weight.numel() - len(mask.weight))
             prefix = "eval_" if "eval_loss" in logs else ""
-            logs[f"{prefix}sparsity_loss"] = round(values.mean().item(), 4)
-            logs[f"{prefix}mask_below_half"] = round((values < 0.5)[off_diagonal].float().mean().item(), 4)
+            logs[f"{prefix}sparsity_loss"] = round(mask.sparsity_loss().item(), 4)
+            logs[f"{prefix}mask_below_half"] = round(below_half / entries, 4)
+            logs[f"{prefix}mask_alive"] = round(alive / entries, 4)
             if prefix:
                 weighted = self.model.config.sparsity_loss_weight * logs["eval_sparsity_loss"]
                 logs["eval_caption_loss"] = round(logs["eval_loss"] - weighted, 4)
