@@ -400,8 +400,32 @@ def prepare(
 def train(context: typer.Context):
     """Train a model; `swinbert train --help` lists the arguments of transformers' Trainer and ours."""
     with _missing_extra("train"):
-        from swinbert.training.train import main as train_main
-    train_main(context.args)
+        from swinbert.training.train import build_trainer, run
+    try:
+        trainer = build_trainer(context.args)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    try:
+        run(trainer)
+    except FloatingPointError as error:
+        _fail(str(error))
+
+
+@app.command()
+def harden(
+    model: Annotated[str, typer.Argument(metavar="ID|DIR", help="SwinBERT with a soft sparse mask.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder that does not exist yet, or is empty.")],
+    threshold: Annotated[float, typer.Option(metavar="M", help="Entries of the mask from here on stay.")] = 0.5,
+):
+    """Make a soft sparse mask binary; train a few more steps afterwards (`swinbert train --model DIR`)."""
+    _quiet_transformers()
+    with _missing_extra("train"):
+        from swinbert.training.hardening import harden as harden_model
+    try:
+        report = harden_model(_model_folder_or_name(model), output, threshold)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    typer.echo(report)
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""From a soft sparse mask to a binary one, which a few more training steps then get used to."""
+
+import math
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor
+
+from swinbert import SparseVideoMask
+from swinbert.conversion.files import check_output, new_folder
+from swinbert.training.initialization import load_captioner
+
+
+def harden(model: str, output: str | Path, threshold: float = 0.5) -> str:
+    """
+    Writes a copy of a model whose attention among video tokens is all or nothing: an entry of the mask M stays where
+    M >= `threshold`.
+
+    Args:
+        model: a SwinBERT with a soft mask, folder or Hub id.
+        output: the folder to write; it must not exist, or be empty.
+
+    Returns:
+        A report: entries before and after.
+
+    Raises:
+        ValueError: the model has no soft mask, or the threshold is not between 0 and 1.
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"The threshold must be between 0 and 1, got {threshold}.")
+    output = Path(output)
+    check_output(output)
+    captioner = load_captioner(model)
+    if captioner.config.sparse_mask != "soft":
+        kind = {"none": "no sparse mask", "hard": "a binary mask already"}[captioner.config.sparse_mask]
+        raise ValueError(f"{model} has {kind} (`sparse_mask` {captioner.config.sparse_mask}); expected a soft one.")
+    processor = AutoProcessor.from_pretrained(model)
+
+    mask = captioner.model.sparse_mask
+    entries = max(1, mask.weight.numel() - len(mask.weight))
+    below_half, alive = mask.statistics()
+    _binarise(mask, threshold)
+    captioner.config.sparse_mask = "hard"
+    _, kept = mask.statistics()
+    with new_folder(output) as staging:
+        captioner.save_pretrained(staging)
+        processor.save_pretrained(staging)
+    lines = [
+        f"{model} -> {output}: {len(mask.weight)} x {len(mask.weight)} sparse mask, binary from {threshold:g} on",
+        f"  before: {alive:,} of {entries:,} off-diagonal entries alive in float32 ({alive / entries:.2%}),"
+        f" {1 - below_half / entries:.2%} at one half or above",
+        f"  after: {kept:,} ({kept / entries:.2%})",
+    ]
+    if not kept:
+        lines.append("  Nothing is left but the diagonal: every video token attends to itself alone.")
+    return "\n".join([*lines, f"  Next: swinbert train --model {output} ..., a few steps at a low learning rate."])
+
+
+@torch.no_grad()
+def _binarise(mask: SparseVideoMask, threshold: float) -> None:
+    """Moves the logits so that one half, where a hard mask divides, falls on the threshold."""
+    live = mask.soft_values() >= threshold
+    logits = mask.weight.float() - math.log(threshold / (1 - threshold))
+    # Rounding must not carry an entry over the border.
+    mask.weight.copy_(torch.where(live, logits.clamp(min=0.0), logits.clamp(max=-1e-3)))
