@@ -64,9 +64,7 @@ def load_clips(
         return _stream(dataset, split, need_captions, files)
     splits = load_splits(dataset)
     if split not in splits:
-        raise ValueError(
-            f"{dataset} has no split {split!r}, only { {name: len(clips) for name, clips in splits.items()} } clips."
-        )
+        raise no_split(dataset, split, splits)
     clips = splits[split]
     if not need_captions and not any(clips["captions"]):
         clips = clips.remove_columns("captions")
@@ -88,6 +86,11 @@ def load_splits(dataset: str | Path) -> dict[str, datasets.Dataset]:
     if not splits:
         raise ValueError(f"{dataset} has no clips.")
     return splits
+
+
+def no_split(dataset: str | Path, split: str, splits: dict[str, datasets.Dataset]) -> ValueError:
+    counts = {name: len(clips) for name, clips in splits.items()}
+    return ValueError(f"{dataset} has no split {split!r}, only {counts} clips.")
 
 
 def clip_source(clip: dict[str, Any]) -> Any:
@@ -116,17 +119,21 @@ def clip_name(clip: dict[str, Any]) -> str:
     return f"{name} [{clip.get('start') or 0:g}-{end} s]"
 
 
+def is_stream(clips: Any) -> bool:
+    return isinstance(clips, datasets.IterableDataset)
+
+
 def missing_videos(clips: datasets.Dataset) -> list[str]:
     """The files that are not there, or are empty, of clips that are files; opens none."""
-    if not pc.struct_field(clips.data.column("video"), "bytes").null_count:
+    in_shards = "shard" in clips.column_names
+    if in_shards or not pc.struct_field(clips.data.column("video"), "bytes").null_count:
         return []
     paths = {
         path
         for batch in clips.select_columns(["video"]).with_format("arrow").iter(1000)
         for path in pc.struct_field(batch["video"], "path").to_pylist()
     }
-    in_shards = "shard" in clips.column_names
-    return [] if in_shards else sorted(path for path in paths if not _is_on_hub(path) and not _has_content(path))
+    return sorted(path for path in paths if path and not _is_on_hub(path) and not _has_content(path))
 
 
 def _has_content(path: str) -> bool:
