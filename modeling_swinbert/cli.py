@@ -21,6 +21,8 @@ from swinbert.processing import VIDEO_SUFFIXES
 if TYPE_CHECKING:
     import torch
 
+    from swinbert.training.evaluate import Evaluation
+
 BUNDLED_MODEL_NOTICE = (
     "No --model was given: using the bundled demo, which knows moving shapes and nothing else, and these not well"
     " yet. For real clips name a"
@@ -391,6 +393,218 @@ def prepare(
         except (ValueError, OSError) as error:
             _fail(str(error))
     typer.echo(report)
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="Clips, with captions unless --references has them.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="SwinBERT or GIT model: a folder or a name on the Hub.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the dataset and of JSON lines that name theirs.")
+    ] = "test",
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Score these captions: COCO results, or JSON lines.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Captions to compare with: COCO annotations, or JSON lines.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Separated by commas; by default all that need no Java.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where files go; by default a folder in outputs/evaluation for each setting."),
+    ] = None,
+    beams: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Width of the beam search; 1 is greedy.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Longest caption, in tokens, with [CLS] and [SEP].")
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Frames to sample; the model's own number if absent.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first clips.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Score the rest where clips with references are not there.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Clips in one forward pass.")] = 8,
+    num_workers: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Processes that decode; by default up to four.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1...; auto is cuda where there is one.")
+    ] = "auto",
+    dtype: Annotated[
+        DType, typer.Option(help="auto is bfloat16 where the hardware computes in it, else float32.")
+    ] = DType.auto,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+    ] = None,
+) -> dict[str, Any]:
+    """
+    Caption the clips of a split and score the captions, or score a file of captions.
+
+    Predictions are written line by line; the same command goes on where it was interrupted. The scores are printed as
+    one line of JSON, and are in the output folder with all that decides them. A clip that cannot be read is reported,
+    the others go on, and the exit code is 1.
+    """
+    if dataset is None and (predictions is None or references is None):
+        raise typer.BadParameter("Expected --dataset, or --predictions with --references (or with --dataset).")
+    of_captioning = {"model": model, "beams": beams, "max-length": max_length, "num-frames": num_frames, "limit": limit}
+    if predictions is not None and (given := [name for name, value in of_captioning.items() if value is not None]):
+        raise typer.BadParameter(f"--predictions is scored as it is: leave out --{given[0]}.")
+    _quiet_transformers()
+    with _missing_extra("train"):
+        from swinbert.training import evaluate as evaluation
+    try:
+        chosen = evaluation.check_metrics(None if metrics is None else metrics.split(","))
+        if predictions is not None:
+            if references is None:
+                wanted = evaluation.load_evaluation_clips(str(dataset), split).references
+            else:
+                wanted = evaluation.read_references(references, split)
+            if wanted is None:
+                raise ValueError(f"{dataset} has no captions in split {split!r}: name a file of --references.")
+            result = evaluation.evaluate_predictions(
+                predictions,
+                wanted,
+                output,
+                references_from=str(references or f"{dataset}, split {split!r}"),
+                metrics=chosen,
+                allow_missing=allow_missing,
+            )
+        else:
+            clips = evaluation.load_evaluation_clips(
+                str(dataset), split, references, limit=limit, allow_missing=allow_missing
+            )
+            generation = {"num_beams": beams, "max_length": max_length}
+            pipe = _load_pipeline(
+                model,
+                device=_device(device),
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+                num_frames=num_frames,
+                **{name: value for name, value in generation.items() if value is not None},
+            )
+            result = evaluation.evaluate(
+                pipe,
+                clips,
+                output,
+                metrics=chosen,
+                batch_size=batch_size,
+                num_workers=min(4, (os.cpu_count() or 1) - 1) if num_workers is None else num_workers,
+                revision=revision,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        _fail(str(error))
+    _report_evaluation(result)
+    typer.echo(json.dumps(result.summary))
+    if result.missing:
+        raise typer.Exit(1)
+    return result.summary
+
+
+def _report_evaluation(result: "Evaluation") -> None:
+    """What the numbers alone would not say."""
+    if "exact" in result.summary and result.references is not None:
+        from swinbert.training.evaluate import exact_content
+
+        for name, caption in result.captions.items():
+            reference = result.references[name][0]
+            if exact_content([caption], [reference]) == [False]:
+                print(f"{name}\n  generated: {caption}\n  reference: {reference}", file=sys.stderr)
+    if result.references is None:
+        _say("These clips have no captions to compare with: predictions, and no scores.")
+    else:
+        for name, reason in result.left_out.items():
+            _say(f"Left out: {name}, {reason}.")
+    if result.missing:
+        num_clips = len(result.captions) + len(result.missing)
+        _say(
+            f"{len(result.missing)} of {num_clips} clips have no caption; scores are of the other"
+            f" {len(result.captions)}."
+        )
+    if result.folder is not None:
+        _say(f"Predictions and scores are in {result.folder}.")
+
+
+@app.command()
+def doctor(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Folder, parquet, tar shards or a name on the Hub.")
+    ],
+    splits: Annotated[
+        list[str] | None, typer.Option(metavar="SPLIT", help="Only this split; repeatable, or with commas.")
+    ] = None,
+    clips_per_split: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Decode so many clips of each split; all if absent.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Gets doctor.json and doctor.png, sampled frames and captions.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="Whose tokenizer and length of captions to measure by.")
+    ] = None,
+    max_caption_length: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Tokens of the longest caption; the model's, or 50.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, metavar="N", help="Frames to decode of each clip.")] = 4,
+    workers: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Processes; as many as there are cores if absent.")
+    ] = None,
+):
+    """
+    Look for what is wrong with a dataset before training finds it.
+
+    Broken videos, clips out of range, empty, long and repeated captions, clips that are in two splits. The exit code is
+    1 where something would break training.
+    """
+    tokenizer, longest = None, 50
+    with _missing_extra("train"):
+        from swinbert.training.doctor import examine
+
+        if model is not None:
+            tokenizer, longest = _tokenizer_and_length(_model_folder_or_name(model))
+        try:
+            report = examine(
+                dataset,
+                splits=[name for given in splits or () for name in given.split(",")],
+                clips_per_split=clips_per_split,
+                num_frames=frames,
+                tokenizer=tokenizer,
+                max_caption_length=max_caption_length or longest,
+                workers=workers,
+                output=output,
+            )
+        except (ValueError, OSError) as error:
+            _fail(str(error))
+    typer.echo(report)
+    if not report.complete:
+        raise typer.Exit(130)
+    if report.breaks_training:
+        raise typer.Exit(1)
+
+
+def _tokenizer_and_length(model: str) -> tuple[Any, int]:
+    _quiet_transformers()
+    from transformers import AutoConfig, AutoTokenizer
+
+    import swinbert.processing  # noqa: F401  # makes our classes known to the Auto classes
+
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        _fail(f"Cannot use the model {model!r}: {_explain(error)}")
+    return tokenizer, getattr(config, "max_caption_length", 50)
 
 
 @app.command(

@@ -265,7 +265,8 @@ def test_train_and_evaluate(shapes, tmp_path, capsys):
     assert inputs["pixel_values_videos"].shape == (1, 4, 3, 32, 32)
     assert model.generate(**inputs).shape[1] <= model.config.max_caption_length
 
-    result = evaluate.main(["--model", str(output), "--dataset", str(shapes), "--device", "cpu"])
+    there = ["--model", str(output), "--dataset", str(shapes), "--output", str(tmp_path / "evaluation")]
+    result = evaluate.main([*there, "--device", "cpu", "--num-workers", "0"])
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1]) == result
     assert result["clips"] == 2 and printed.err.count("reference: ") == 2 - result["exact"]

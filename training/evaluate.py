@@ -1,39 +1,459 @@
-"""How many clips of moving shapes a model captions with exactly the right content, under greedy decoding.
+"""`swinbert evaluate`: the clips of a split are captioned, and the captions are scored.
 
-    python -m swinbert.training.evaluate --model DIR --dataset shapes --split test
+    swinbert evaluate --model FOLDER_OR_HUB_ID --dataset my_clips --split test
 
-Not words are compared but what they say: `moving_shapes.content` of the generated caption with the clip's own. A
-sentence that is not well formed says nothing, and is wrong.
+In the order of the data: clips and references, the settings that decide a caption, captions, scores.
 """
 
-import argparse
+import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import torch
-from rich.console import Console
-from rich.progress import track
-from transformers import AutoModelForImageTextToText, AutoProcessor
+import transformers
+from torch.utils.data import DataLoader, Dataset
+from transformers import GenerationConfig
 
-import swinbert  # noqa: F401  registers the Auto classes
-from swinbert.training.data import ClipDataset, load_clips
+import swinbert
+from swinbert.processing import VideoCaptioningPipeline
+from swinbert.processing.pipeline_swinbert import _collate
+from swinbert.training.caption_files import clip_ids, read_predictions, read_references, write_coco, write_json
+from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, score
 from swinbert.training.moving_shapes import content
+from swinbert.training.prediction_log import PredictionLog, compared
+from swinbert.training.prepare.documents import first_names
+from swinbert.training.prepare.videos import progress
+from swinbert.training.sources import clip_source, load_clips
+
+METRIC_TOKENIZER = "Penn Treebank as in the COCO caption tools, swinbert.training.metrics.ptb_tokenize"
+
+# --- Clips and references ---------------------------------------------------------------------------------------------
 
 
-def generate_captions(model: Any, processor: Any, dataset: ClipDataset, batch_size: int = 50) -> Iterator[str]:
-    """Greedy captions of a dataset's clips, in its order."""
-    for first in range(0, len(dataset), batch_size):
-        frames = [dataset[index]["frames"] for index in range(first, min(first + batch_size, len(dataset)))]
-        inputs = processor.video_processor(frames, do_sample_frames=False, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            ids = model.generate(pixel_values_videos=inputs["pixel_values_videos"], num_beams=1, do_sample=False)
-        yield from processor.batch_decode(ids, skip_special_tokens=True)
+@dataclass
+class EvaluationClips:
+    """
+    What is captioned, and what its captions are compared with.
+
+    Args:
+        dataset, split: where the clips are from.
+        clips: all of the split, videos undecoded.
+        ids: one for each clip.
+        references: clip -> its captions, of the clips that are scored; `None` where nobody has any.
+        references_from: where from.
+        number: how many of the clips are captioned, from the first one.
+    """
+
+    dataset: str
+    split: str
+    clips: datasets.Dataset
+    ids: list[str]
+    references: dict[str, list[str]] | None
+    references_from: str
+    number: int
+
+
+def load_evaluation_clips(
+    dataset: str,
+    split: str,
+    references: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    allow_missing: bool = False,
+) -> EvaluationClips:
+    """
+    The clips of a split, and their own captions or those of the file `references` to score with.
+
+    Args:
+        limit: only the first clips.
+        allow_missing: go on where the file has references of other clips too.
+
+    Raises:
+        ValueError, FileNotFoundError: no such dataset, split or file; references that are not those of the clips.
+    """
+    clips = load_clips(dataset, split, need_captions=False)
+    about = clips.select_columns([name for name in clips.column_names if name not in ("video", "captions")])
+    ids = clip_ids(list(about), f"{dataset}, split {split!r}")
+    number = len(ids) if limit is None else min(limit, len(ids))
+    given = None
+    if references is not None:
+        given = read_references(references, split)
+        if lacking := [name for name in ids if name not in given]:
+            raise ValueError(
+                f"{references} has no references for {len(lacking)} of {len(ids)} clips of split {split!r}:"
+                f" {first_names(lacking)}. There, clips have such names as {first_names(list(given), 3)}."
+            )
+        _check_wanted(set(ids), given, f"{dataset}, split {split!r},", allow_missing)
+    elif "captions" in clips.column_names:
+        given = dict(zip(ids, clips["captions"], strict=True))
+    chosen = None if given is None else {name: list(given[name]) for name in ids[:number]}
+    return EvaluationClips(str(dataset), split, clips, ids, chosen, str(references or dataset), number)
+
+
+def _check_wanted(found: set[str], references: Mapping[str, Any], where: str, allow_missing: bool) -> None:
+    """Refuses references to clips that are not there: a score would be that of other clips than it seems."""
+    lacking = [name for name in references if name not in found]
+    if lacking and not allow_missing:
+        raise ValueError(
+            f"{where} lacks {len(lacking)} of {len(references)} clips that have references: {first_names(lacking)}. To"
+            " score the others all the same, say --allow-missing."
+        )
+
+
+def check_metrics(metrics: Iterable[str] | None) -> tuple[str, ...]:
+    """
+    The metrics to compute, by default all that need no Java.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    chosen = tuple(METRICS_WITHOUT_JAVA if metrics is None else dict.fromkeys(metrics))
+    if unknown := [name for name in chosen if name not in METRICS]:
+        raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {first_names(unknown)}.")
+    return chosen
+
+
+# --- Settings that decide a caption -----------------------------------------------------------------------------------
+
+
+def caption_settings(
+    pipe: VideoCaptioningPipeline, clips: EvaluationClips, revision: str | None = None
+) -> dict[str, Any]:
+    """
+    All that decides a caption: calls with equal settings may share one file of predictions.
+
+    Args:
+        revision: that the model was loaded with; its commit is recorded.
+    """
+    ranges = ([clip.get("start"), clip.get("end")] for clip in clips.clips.remove_columns("video"))
+    listing = json.dumps(list(zip(clips.ids, ranges, strict=True))).encode()
+    return {
+        "model": {
+            "name": pipe.model.name_or_path,
+            "revision": _commit(pipe.model.name_or_path, revision),
+            "sha256": _model_hash(pipe),
+            "dtype": str(pipe.model.dtype).removeprefix("torch."),
+        },
+        "dataset": {
+            "name": clips.dataset,
+            "split": clips.split,
+            "clips": len(clips.ids),
+            "clips_sha256": hashlib.sha256(listing).hexdigest(),
+        },
+        "frames": _frame_settings(pipe),
+        "generation": _generation_settings(pipe),
+        "versions": {
+            "swinbert": swinbert.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "pillow": version("pillow"),
+        },
+    }
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit of a model that was just loaded from the Hub; `None` of a folder."""
+    file = (
+        None if Path(name).exists() else huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    )
+    return Path(file).parent.name if isinstance(file, str) else revision
+
+
+def _model_hash(pipe: VideoCaptioningPipeline) -> str:
+    """SHA-256 of configuration, vocabulary and weights."""
+    config = pipe.model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "auto_map", "custom_pipelines"):
+        config.pop(name, None)
+    digest = hashlib.sha256(json.dumps([config, pipe.tokenizer.get_vocab()], sort_keys=True, default=str).encode())
+    for name, weight in sorted(pipe.model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _frame_settings(pipe: VideoCaptioningPipeline) -> dict[str, Any]:
+    processor = pipe.processor.to_dict()
+    processor.get("video_processor", {}).pop("auto_map", None)
+    if pipe._is_git:
+        limit = pipe.model.config.num_image_with_embedding
+        num_frames, sampler, backend = limit or 1, "uniform" if limit else "round", "pyav"
+    else:
+        reader = pipe.processor.video_processor
+        num_frames, sampler, backend = reader.num_frames, reader.frame_sampling, reader.video_backend or "auto"
+    backend = "pyav" if backend == "auto" else backend
+    return {
+        "frames": pipe._preprocess_params.get("num_frames", num_frames),
+        "sampler": sampler,
+        "decoder": f"{backend} {version('av' if backend == 'pyav' else backend)}",
+        "processor": processor,
+    }
+
+
+def _generation_settings(pipe: VideoCaptioningPipeline) -> dict[str, Any]:
+    kwargs = pipe._prepare_generate_kwargs({"do_sample": False})
+    used = pipe.model._prepare_generation_config(None, **kwargs)[0].to_diff_dict()
+    if used.get("max_new_tokens") is not None:
+        used.pop("max_length", None)  # the other one counts
+    usual = {**GenerationConfig()._get_default_generation_params(), "use_cache": True}
+    always = ("num_beams", "max_length", "min_length", "length_penalty")
+    no_part = ("_from_model_config", "transformers_version", "output_attentions", "output_hidden_states")
+    return {
+        name: value
+        for name, value in used.items()
+        if name in always or (name not in no_part and value != usual.get(name))
+    }
+
+
+# --- Captions ---------------------------------------------------------------------------------------------------------
+
+
+class _ClipsToRead(Dataset):
+    """(number of the clip, bytes of its file, what the pipeline reads from it, or the error that kept it)."""
+
+    def __init__(self, pipe: VideoCaptioningPipeline, clips: datasets.Dataset):
+        self.pipe, self.clips = pipe, clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[int, int | None, dict[str, Any]]:
+        clip = self.clips[index]
+        try:
+            wanted = {"video": clip_source(clip), "start": clip.get("start"), "end": clip.get("end")}
+            read = self.pipe.preprocess(wanted, **{**self.pipe._preprocess_params, "on_error": "raise"})
+        except Exception as error:  # whatever is wrong with one clip, the others go on
+            reason = " ".join(str(getattr(error, "message", error)).split())
+            read = {"error": [reason or type(error).__name__]}
+        return index, _size(clip), read
+
+
+def _size(clip: Mapping[str, Any]) -> int | None:
+    """Bytes of a clip's file, by which another file of the same name is noticed; `None` where nobody can tell."""
+    if clip["video"]["bytes"] is not None:
+        return len(clip["video"]["bytes"])
+    try:
+        return clip["size"] if clip.get("shard") else os.stat(clip["video"]["path"]).st_size
+    except OSError:
+        return None
+
+
+def _collate_read(items: list[tuple[int, int | None, dict[str, Any]]]) -> tuple[Any, Any, dict[str, Any]]:
+    indices, sizes, clips = zip(*items, strict=True)
+    return indices, sizes, _collate(list(clips))
+
+
+def clips_to_caption(clips: EvaluationClips, log: PredictionLog) -> list[int]:
+    """Numbers of the clips without a caption, those that failed and those whose file has changed among them."""
+    numbers = {name: number for number, name in enumerate(clips.ids)}
+
+    def is_out_of_date(line: dict[str, Any]) -> bool:
+        return line["caption"] is None or line["size"] != _size(clips.clips[numbers[line["id"]]])
+
+    log.forget(is_out_of_date)
+    return [number for number, name in enumerate(clips.ids[: clips.number]) if name not in log.lines]
+
+
+def caption_clips(
+    pipe: VideoCaptioningPipeline,
+    clips: EvaluationClips,
+    numbers: Iterable[int],
+    log: PredictionLog,
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Lines for the clips of these numbers, in their order; each comes when it has been written to the log."""
+    # A clip is in the same batch however often a run is interrupted, so that its score is the same to the last bit.
+    batches: dict[int, list[int]] = {}
+    for number in numbers:
+        batches.setdefault(number // batch_size, []).append(number)
+    loader = DataLoader(
+        _ClipsToRead(pipe, clips.clips),
+        batch_sampler=list(batches.values()),
+        num_workers=num_workers,
+        collate_fn=_collate_read,
+    )
+    for indices, sizes, batch in loader:
+        outputs = pipe.forward(batch, do_sample=False)
+        lines = []
+        for row, (index, size) in enumerate(zip(indices, sizes, strict=True)):
+            (best, *_) = pipe.postprocess({name: [values[row]] for name, values in outputs.items()})
+            line = {"id": clips.ids[index], "caption": best["generated_text"], "score": best["score"]}
+            lines.append({**line, "error": best.get("error"), "size": size})
+        log.append(lines)
+        yield from lines
+
+
+# --- Scores -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Evaluation:
+    """
+    Captions, and what they are worth.
+
+    Args:
+        captions: clip -> its caption.
+        missing: clip -> why it has none.
+        references: clip -> its references, of the clips of `captions`; `None` where nobody has any.
+        summary: numbers of clips and references, and scores.
+        left_out: metric -> why it was not computed.
+        folder: where the files are.
+    """
+
+    captions: dict[str, str]
+    missing: dict[str, str]
+    references: dict[str, list[str]] | None
+    summary: dict[str, Any]
+    left_out: dict[str, str]
+    folder: Path | None
+
+
+def evaluate(
+    pipe: VideoCaptioningPipeline,
+    clips: EvaluationClips,
+    folder: Path | None = None,
+    *,
+    metrics: Iterable[str] | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    revision: str | None = None,
+) -> Evaluation:
+    """
+    Captions clips and scores the captions. Greedy search, or beam search where `pipe` says so; nothing is drawn.
+
+    `folder` gets `predictions.jsonl` line by line, `settings.json` (all that decides a caption), `scores.json`, and
+    `coco_results.json` and `coco_annotations.json` for the tools of COCO. A call with the same settings goes on where
+    another one ended, however it ended.
+
+    Args:
+        folder: by default one in `outputs/evaluation/` that is named after model, data and settings.
+        metrics: names of `swinbert.training.metrics`; by default all that need no Java.
+        batch_size: clips in one forward pass.
+        num_workers: processes that read and decode clips; 0 does it in this one.
+        revision: that the model was loaded with.
+
+    Raises:
+        ValueError: `folder` belongs to a run with other settings; an unknown metric.
+        BlockingIOError: another process is writing to `folder`.
+    """
+    metrics = check_metrics(metrics)
+    settings = caption_settings(pipe, clips, revision)
+    folder = default_folder(settings) if folder is None else folder
+    with PredictionLog(folder, settings) as log:
+        numbers = clips_to_caption(clips, log)
+        if known := clips.number - len(numbers):
+            warnings.warn(f"{known} of {clips.number} clips have their captions in {log.file} already.", stacklevel=2)
+        made = caption_clips(pipe, clips, numbers, log, batch_size, num_workers)
+        for line in progress(made, "Captioning", len(numbers)):
+            if line["error"] is not None:
+                warnings.warn(f"{line['id']}: {line['error']}", stacklevel=2)
+        log.sort(clips.ids)
+        lines = [log.lines[name] for name in clips.ids[: clips.number]]
+    captions = {line["id"]: line["caption"] for line in lines if line["caption"] is not None}
+    missing = {line["id"]: line["error"] for line in lines if line["caption"] is None}
+    summary = {"split": clips.split, **({"limit": clips.number} if clips.number < len(clips.ids) else {})}
+    return _scored(captions, missing, clips.references, clips.references_from, metrics, summary, settings, folder)
+
+
+def default_folder(settings: Mapping[str, Any]) -> Path:
+    """The same for equal settings, another one for others."""
+    what = Path(settings["model"]["name"]).name, Path(settings["dataset"]["name"]).name, settings["dataset"]["split"]
+    digest = hashlib.sha256(json.dumps(compared(settings), sort_keys=True).encode()).hexdigest()
+    return Path("outputs", "evaluation", "-".join([*what, digest[:8]]))
+
+
+def evaluate_predictions(
+    predictions: str | Path,
+    references: Mapping[str, Sequence[str]],
+    folder: Path | None = None,
+    *,
+    references_from: str = "",
+    metrics: Iterable[str] | None = None,
+    allow_missing: bool = False,
+) -> Evaluation:
+    """
+    Scores a file of predictions, see `read_predictions`.
+
+    Args:
+        references: of exactly the clips of the file.
+        folder: gets `scores.json` and the files for the tools of COCO; nothing is written without it.
+        references_from: is reported.
+        allow_missing: score what there is, where the file lacks some of the clips.
+
+    Raises:
+        ValueError: predictions for clips without references, or references for clips without predictions.
+    """
+    metrics = check_metrics(metrics)
+    captions, missing = read_predictions(predictions)
+    if unknown := [name for name in (*captions, *missing) if name not in references]:
+        raise ValueError(
+            f"{predictions} has {len(unknown)} of {len(captions) + len(missing)} predictions for clips without"
+            f" references: {first_names(unknown)}. These are such clips as"
+            f" {first_names(list(references), 3)}: are they of another split, or are clips named otherwise?"
+        )
+    _check_wanted(captions.keys() | missing.keys(), references, str(predictions), allow_missing)
+    missing |= {name: "no prediction" for name in references if name not in captions and name not in missing}
+    settings = {"predictions": str(predictions), "sha256": hashlib.sha256(Path(predictions).read_bytes()).hexdigest()}
+    made = Path(predictions).with_name("settings.json")
+    if made.is_file():  # of our own making: how is known
+        settings["made_with"] = json.loads(made.read_text(encoding="utf-8"))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return _scored(captions, missing, references, references_from, metrics, {}, settings, folder)
+
+
+def _scored(
+    captions: dict[str, str],
+    missing: dict[str, str],
+    references: Mapping[str, Sequence[str]] | None,
+    references_from: str,
+    metrics: Sequence[str],
+    summary: dict[str, Any],
+    settings: dict[str, Any],
+    folder: Path | None,
+) -> Evaluation:
+    """Scores what has a caption, and writes everything down."""
+    summary |= {"clips": len(captions), "missing": len(missing)}
+    wanted = None if references is None else {name: list(references[name]) for name in captions}
+    if captions:
+        summary["distinct_captions"] = len(set(captions.values())) / len(captions)
+    if captions and wanted:
+        summary["references"] = sum(map(len, wanted.values()))
+        summary |= world_scores(captions, wanted) | score(captions, wanted, metrics)["corpus"]
+    left_out = {name: "not asked for" for name in METRICS if name not in metrics}
+    if folder is not None:
+        write_coco(folder, captions, wanted)
+        about: dict[str, Any] = {"missing_clips": missing, "settings": settings}
+        if wanted is not None:
+            content_hash = hashlib.sha256(json.dumps(sorted(wanted.items())).encode()).hexdigest()
+            about["references_from"] = {"name": references_from, "sha256": content_hash}
+            about |= {"metric_tokenizer": METRIC_TOKENIZER, "left_out": left_out}
+        write_json(folder / "scores.json", {**summary, **about})
+    return Evaluation(captions, missing, wanted, summary, left_out, folder)
+
+
+def world_scores(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """On moving shapes, how many captions say exactly what their clip shows; on other data, nothing."""
+    first = [references[name][0] for name in captions]
+    if not all(map(content, first)):
+        return {}
+    right = exact_content(list(captions.values()), first)
+    return {"exact": sum(right), "exact_content": sum(right) / len(right)}
 
 
 def exact_content(captions: Sequence[str], references: Sequence[str]) -> list[bool]:
-    """Whether each caption says what its reference says.
+    """
+    Whether each caption says what its reference says: not words are compared but `moving_shapes.content`. A sentence
+    that is not well formed says nothing, and is wrong.
 
     Raises:
         ValueError: a reference is no sentence of moving shapes.
@@ -45,31 +465,14 @@ def exact_content(captions: Sequence[str], references: Sequence[str]) -> list[bo
     return [content(caption) == what for caption, what in zip(captions, meant, strict=True)]
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--dataset", required=True, help="folder that `swinbert make-shapes` wrote")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> Any:
+    """`swinbert evaluate`; returns what it prints."""
+    from swinbert.cli import app
 
-    clips = load_clips(args.dataset, args.split)
-    processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model).to(args.device).eval()
-    dataset = ClipDataset(clips, processor.video_processor)
-
-    console = Console(stderr=True)
-    generated = generate_captions(model, processor, dataset)
-    captions = list(track(generated, "Captioning", len(clips), console=console, disable=not console.is_terminal))
-    references = [each[0] for each in clips["captions"]]
-    right = exact_content(captions, references)
-    for caption, reference, file_name, is_right in zip(captions, references, clips["file_name"], right, strict=True):
-        if not is_right:
-            print(f"{file_name}\n  generated: {caption}\n  reference: {reference}", file=sys.stderr)
-    result = {"split": args.split, "clips": len(right), "exact": sum(right), "exact_content": sum(right) / len(right)}
-    print(json.dumps(result))
-    return result
+    return app(["evaluate", *(sys.argv[1:] if argv is None else argv)], standalone_mode=False)
 
 
 if __name__ == "__main__":
-    main()
+    from swinbert.cli import app
+
+    app(["evaluate", *sys.argv[1:]], prog_name="swinbert")
