@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_utils import SizeDict
 
 from swinbert.training.sources import clip_source
 from swinbert.version import __version__
@@ -81,7 +80,7 @@ class FrameCache:
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
         processor = self.video_processor
         frames = processor.load_frames(clip_source(clip), start=clip.get("start"), end=clip.get("end"))[0]
-        size = SizeDict(**processor.size)
+        size = processor.size
         smallest = size.shortest_edge or max(size.height or 0, size.width or 0)
         if not processor.do_resize or not smallest or min(frames.shape[1:3]) <= smallest:
             return frames

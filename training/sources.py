@@ -25,6 +25,7 @@ import datasets
 import huggingface_hub
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from swinbert.processing import VIDEO_SUFFIXES
 from swinbert.training.prepare.documents import first_names, inner_path
@@ -394,10 +395,15 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_path(dataset: str, path_of: Callable[[Any], str], row: dict[str, Any]) -> dict[str, Any]:
-    video = row["video"] or {}
-    if video.get("bytes") is None:
+    video = row["video"]
+    if isinstance(video, bytes):
+        video = {"path": None, "bytes": video}
+    elif not isinstance(video, dict):
+        video = {"path": video, "bytes": None}
+    row["video"] = video
+    if video["bytes"] is None:
         try:
-            row["video"] = {"path": path_of(video.get("path")), "bytes": None}
+            row["video"] = {"path": path_of(video["path"]), "bytes": None}
         except ValueError as error:
             raise ValueError(f"{dataset}: {error}.") from error
     return row
@@ -406,33 +412,37 @@ def _with_path(dataset: str, path_of: Callable[[Any], str], row: dict[str, Any])
 def _stream(
     dataset: str | Path, split: str, need_captions: bool, files: dict[str, list[str]]
 ) -> datasets.IterableDataset:
+    if files and "split" in pq.read_schema(next(iter(files.values()))[0]).names:
+        files = {"train": [file for part in files.values() for file in part]}
     parts, path_of = _open(dataset, files, streaming=True)
-    names = {name: part.column_names or list(next(iter(part.take(1)), {})) for name, part in parts.items()}
-    if any("split" in each for each in names.values()):
-        clips = datasets.concatenate_datasets(list(parts.values()))
-        clips = clips.filter(partial(_is_of_split, split))
-    elif split in parts:
-        clips = parts[split]
-    else:
+    name = split if split in parts else next(iter(parts)) if len(parts) == 1 else None
+    if name is None:
         raise ValueError(f"{dataset} has no split {split!r}, only {list(parts)}.")
+    clips = parts[name]
     column = _video_column(dataset, clips)
     clips = clips.cast_column(column, datasets.Video(decode=False))
     if column != "video":
         clips = clips.rename_column(column, "video")
-    return clips.map(partial(_streamed, str(dataset), split, need_captions, path_of))
+    clips = clips.map(partial(_streamed, str(dataset), path_of))
+    if "split" in next(iter(clips), {}):
+        clips = clips.filter(partial(_is_of_split, split))
+    elif name != split:
+        raise ValueError(f"{dataset} has no split {split!r}, only {list(parts)}.")
+    return clips.map(partial(_with_captions, str(dataset), split)) if need_captions else clips
+
+
+def _streamed(dataset: str, path_of: Callable[[Any], str], row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _clean(_flat(_with_path(dataset, path_of, row)))
+    except ValueError as error:
+        raise ValueError(f"{dataset}: {error}.") from error
 
 
 def _is_of_split(split: str, row: dict[str, Any]) -> bool:
     return (row["split"] or "train") == split
 
 
-def _streamed(
-    dataset: str, split: str, need_captions: bool, path_of: Callable[[Any], str], row: dict[str, Any]
-) -> dict[str, Any]:
-    try:
-        row = _clean(_flat(_with_path(dataset, path_of, row)))
-    except ValueError as error:
-        raise ValueError(f"{dataset}: {error}.") from error
-    if need_captions and not (row["captions"] and all(caption.strip() for caption in row["captions"])):
+def _with_captions(dataset: str, split: str, row: dict[str, Any]) -> dict[str, Any]:
+    if not row["captions"] or not all(caption.strip() for caption in row["captions"]):
         raise ValueError(_without_captions(dataset, split, row))
     return row
