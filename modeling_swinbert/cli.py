@@ -614,14 +614,15 @@ def _tokenizer_and_length(model: str) -> tuple[Any, int]:
 def train(context: typer.Context):
     """Train a model; `swinbert train --help` lists the arguments of transformers' Trainer and ours."""
     with _missing_extra("train"):
+        from swinbert.training.checkpoints import RunError
         from swinbert.training.train import build_trainer, run
     try:
         trainer = build_trainer(context.args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunError) as error:
         _fail(str(error))
     try:
         run(trainer)
-    except FloatingPointError as error:
+    except (FloatingPointError, RunError) as error:
         _fail(str(error))
 
 

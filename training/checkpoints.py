@@ -37,7 +37,7 @@ except ImportError:  # Windows: folders are not locked
 # What begins with "_" is left out where `Trainer` pushes its folder to the Hub.
 STAGING_NAME, LOCK_NAME, RUN_NAME = "_saving", "_lock", "run.json"
 
-# Arguments that may change when a run goes on: they decide what is shown and kept, where and how fast, not what is learnt.
+# Arguments that may change when a run goes on: they decide what is shown and kept, where and how fast.
 _FREE = re.compile(
     r"output_dir|start_anew|resume_from_checkpoint|restore_callback_states.*|log_.*|logging_.*|report_to|run_name|project"
     r"|disable_tqdm|include_.*|eval_.*|per_device_eval_batch_size|prediction_loss_only|batch_eval_metrics|.*_full_eval"
@@ -49,22 +49,6 @@ _FREE = re.compile(
 
 class RunError(RuntimeError):
     """A run that cannot begin, go on or save; the message says what to do."""
-
-
-def check_world(args: TrainingArguments) -> None:
-    """
-    Raises:
-        RunError: a launcher started several processes, but each would train on its own.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    # `accelerate launch --cpu --num_processes N` prepares for N processes and starts one.
-    alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
-    if launched != args.world_size or alone:
-        raise RunError(
-            f"The launcher was asked for {'several' if alone else launched} processes, the trainer sees"
-            f" {args.world_size}: each would train a model of its own. On CPUs give --use_cpu to `swinbert train`, and"
-            " launch it by `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`."
-        )
 
 
 @contextlib.contextmanager
@@ -199,6 +183,11 @@ class CheckpointingTrainer(Trainer):
         self.run = run or {}
         self._staging: str | None = None
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Going on from the last step of all, in the midst of an epoch, `Trainer` would make one more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
@@ -269,9 +258,8 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
         if (error is not None or self._stopped) and not self.args.process_index:
             checkpoint = get_last_checkpoint(str(self.args.output_dir))
-            say(
-                f"Training ended early. The same command {f'goes on from {checkpoint}' if checkpoint else 'begins anew'}."
-            )
+            rest = f"goes on from {checkpoint}" if checkpoint else "begins anew: there is no checkpoint yet"
+            say(f"Training ended early. The same command {rest}.")
         if error is None and self._stopped:
             raise SystemExit(128 + self.signal)
 

@@ -13,9 +13,9 @@ from transformers import set_seed
 
 from swinbert.training.arguments import parse_arguments
 from swinbert.training.checkpoints import (
+    RunError,
     StopOnSignal,
     check_space,
-    check_world,
     checkpoint_to_resume,
     describe_run,
     locked,
@@ -24,13 +24,16 @@ from swinbert.training.collators import CaptionCollator
 from swinbert.training.data import ClipDataset, load_clips
 from swinbert.training.initialization import load_model
 from swinbert.training.monitoring import CaptionMetrics, plot_history
+from swinbert.training.processes import check_world, leave_world, loaded_whole
 from swinbert.training.scst import SelfCriticalTrainer
 from swinbert.training.trainer import VideoCaptioningTrainer
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Trains as `argv` says, writes model and processor into `output_dir`, and returns the last metrics."""
-    return run(build_trainer(sys.argv[1:] if argv is None else argv))
+    metrics = run(build_trainer(sys.argv[1:] if argv is None else argv))
+    leave_world()
+    return metrics
 
 
 def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
@@ -48,7 +51,8 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
     train_clips = load_clips(data_args.dataset, data_args.train_split)
     eval_clips = load_clips(data_args.dataset, data_args.eval_split) if data_args.eval_split else None
     captions = itertools.chain.from_iterable(train_clips["captions"])
-    model, processor, report = load_model(model_args, config, captions)
+    with loaded_whole(training_args):
+        model, processor, report = load_model(model_args, config, captions)
     if training_args.should_log:
         report.append(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(train_clips)} clips to train on")
         print("\n".join(report), file=sys.stderr)
@@ -81,9 +85,7 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
         "run": describe_run(training_args, model_args, data_args, config=config, captions=train_clips["captions"]),
     }
     if model_args.objective == "scst":
-        return SelfCriticalTrainer(
-            **common, references=train_clips["captions"], captions_per_clip=data_args.captions_per_clip
-        )
+        return SelfCriticalTrainer(**common, references=train_clips["captions"])
     return VideoCaptioningTrainer(**common)
 
 
@@ -114,4 +116,7 @@ def finish(trainer: VideoCaptioningTrainer, metrics: dict[str, float]) -> dict[s
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RunError as error:
+        sys.exit(f"swinbert: {error}")

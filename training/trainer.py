@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from swinbert.training.checkpoints import CheckpointingTrainer
+from swinbert.training.processes import whole
 
 # Any part of a name that keeps a parameter from weight decay. As in the original, the normalisations of the backbone
 # (`norm1`, ...) and the sparse mask decay, its table of relative positions (`..._bias_table`) does not.
@@ -91,11 +92,15 @@ class VideoCaptioningTrainer(CheckpointingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what the total loss is made of, and how sparse the mask is."""
         if self._caption_losses and "loss" in logs:
-            losses = torch.stack(self._caption_losses) * self.args.gradient_accumulation_steps
-            logs["caption_loss"] = round(losses.mean().item(), 4)
+            # Of each micro-batch and process, a share of the step's.
+            loss = torch.stack(self._caption_losses).mean() * self.args.gradient_accumulation_steps
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+            logs["caption_loss"] = round(self.accelerator.gather(loss).mean().item(), 4)
             self._caption_losses.clear()
         mask = getattr(self.accelerator.unwrap_model(self.model).model, "sparse_mask", None)
         if mask is not None and ("loss" in logs or "eval_loss" in logs):
+            mask = whole(mask)
             below_half, alive = mask.statistics()
             entries = max(1, mask.weight.numel() - len(mask.weight))
             prefix = "eval_" if "eval_loss" in logs else ""
