@@ -504,7 +504,7 @@ def evaluate(
                 num_workers=min(4, (os.cpu_count() or 1) - 1) if num_workers is None else num_workers,
                 revision=revision,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         _fail(str(error))
     _report_evaluation(result)
     typer.echo(json.dumps(result.summary))

@@ -59,14 +59,15 @@ def read_references(file: str | Path, split: str | None = None) -> dict[str, lis
         if split not in splits:
             raise ValueError(f"{file}: expected captions of split {split!r}, found {dict(splits)}.")
         rows = [row for row in rows if row.value.get("split") == split]
-    if all(row.get("captions") for row in rows):
-        ids = clip_ids([row.value for row in rows], file)
-        return {
-            name: [caption.string() for caption in row["captions"].list()] for name, row in zip(ids, rows, strict=True)
-        }
     references: dict[str, list[str]] = {}
-    for row in rows:
-        references.setdefault(_id(row), []).append(row["caption"].string())
+    if all(row.get("captions") for row in rows):
+        for name, row in zip(clip_ids([row.value for row in rows], file), rows, strict=True):
+            references[name] = [caption.string() for caption in row["captions"].list()]
+    else:
+        for row in rows:
+            references.setdefault(_id(row), []).append(row["caption"].string())
+    if empty := [name for name, captions in references.items() if not any(map(str.strip, captions))]:
+        raise ValueError(f"{file}: expected a caption for each clip, found none for {first_names(empty)}.")
     return references
 
 

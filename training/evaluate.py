@@ -5,6 +5,7 @@
 In the order of the data: clips and references, the settings that decide a caption, captions, scores.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -220,7 +222,9 @@ class _ClipsToRead(Dataset):
     """(number of the clip, bytes of its file, what the pipeline reads from it, or the error that kept it)."""
 
     def __init__(self, pipe: VideoCaptioningPipeline, clips: datasets.Dataset):
-        self.pipe, self.clips = pipe, clips
+        # Workers read clips: they need no weights.
+        self.pipe, self.clips = copy.copy(pipe), clips
+        self.pipe.model = SimpleNamespace(config=pipe.model.config)  # type: ignore[assignment]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -271,7 +275,7 @@ def caption_clips(
     num_workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Lines for the clips of these numbers, in their order; each comes when it has been written to the log."""
-    # A clip is in the same batch however often a run is interrupted, so that its score is the same to the last bit.
+    # Batches are the same however often a run is interrupted between them.
     batches: dict[int, list[int]] = {}
     for number in numbers:
         batches.setdefault(number // batch_size, []).append(number)
@@ -286,7 +290,9 @@ def caption_clips(
         lines = []
         for row, (index, size) in enumerate(zip(indices, sizes, strict=True)):
             (best, *_) = pipe.postprocess({name: [values[row]] for name, values in outputs.items()})
-            line = {"id": clips.ids[index], "caption": best["generated_text"], "score": best["score"]}
+            # The digits beyond depend on which clips are in a batch together.
+            value = None if best["score"] is None else round(best["score"], 4)
+            line = {"id": clips.ids[index], "caption": best["generated_text"], "score": value}
             lines.append({**line, "error": best.get("error"), "size": size})
         log.append(lines)
         yield from lines
@@ -346,6 +352,8 @@ def evaluate(
         BlockingIOError: another process is writing to `folder`.
     """
     metrics = check_metrics(metrics)
+    if needy := [name for name in metrics if name not in METRICS_WITHOUT_JAVA]:
+        score({"": "a dog"}, {"": ["a dog"]}, needy)  # what such a metric lacks is to be known before, not after
     settings = caption_settings(pipe, clips, revision)
     folder = default_folder(settings) if folder is None else folder
     with PredictionLog(folder, settings) as log:
@@ -353,9 +361,16 @@ def evaluate(
         if known := clips.number - len(numbers):
             warnings.warn(f"{known} of {clips.number} clips have their captions in {log.file} already.", stacklevel=2)
         made = caption_clips(pipe, clips, numbers, log, batch_size, num_workers)
-        for line in progress(made, "Captioning", len(numbers)):
-            if line["error"] is not None:
-                warnings.warn(f"{line['id']}: {line['error']}", stacklevel=2)
+        try:
+            for line in progress(made, "Captioning", len(numbers)):
+                if line["error"] is not None:
+                    warnings.warn(f"{line['id']}: {line['error']}", stacklevel=2)
+        except (OSError, RuntimeError) as error:  # no memory, a worker that died, a full disk
+            reason = " ".join(str(error).split()[:60])
+            raise RuntimeError(
+                f"{reason} The captions so far are in {log.file}, and the same command goes on from there; --batch-size"
+                " and --num-workers may be others."
+            ) from error
         log.sort(clips.ids)
         lines = [log.lines[name] for name in clips.ids[: clips.number]]
     captions = {line["id"]: line["caption"] for line in lines if line["caption"] is not None}
@@ -429,7 +444,11 @@ def _scored(
     if captions and wanted:
         summary["references"] = sum(map(len, wanted.values()))
         summary |= world_scores(captions, wanted) | score(captions, wanted, metrics)["corpus"]
-    left_out = {name: "not asked for" for name in METRICS if name not in metrics}
+    left_out = {
+        name: "not asked for" if name in METRICS_WITHOUT_JAVA else "which needs Java: ask for it by its name"
+        for name in METRICS
+        if name not in metrics
+    }
     if folder is not None:
         write_coco(folder, captions, wanted)
         about: dict[str, Any] = {"missing_clips": missing, "settings": settings}
