@@ -143,7 +143,7 @@ def _id(row: Node) -> str:
             if isinstance(node.value, bool) or not isinstance(node.value, (str, int)):
                 node.fail("a text or a whole number")
             return str(node.value)
-    row.fail(f"an object with one of {', '.join(_ID_KEYS)}")
+    return row.fail(f"an object with one of {', '.join(_ID_KEYS)}")
 
 
 def write_coco(folder: Path, captions: Mapping[str, str], references: Mapping[str, Sequence[str]] | None) -> None:
