@@ -59,17 +59,16 @@ class CaptionReward:
 
 class SelfCriticalTrainer(VideoCaptioningTrainer):
     """
-    Trains on sampled captions; evaluates as its parent.
+    Trains on sampled captions, as many of a clip as its collator's `captions_per_clip`; evaluates as its parent.
 
     Args:
         references: the captions of each training clip.
-        captions_per_clip: samples of each clip.
     """
 
-    def __init__(self, *args: Any, references: Sequence[Sequence[str]], captions_per_clip: int = 1, **kwargs: Any):
+    def __init__(self, *args: Any, references: Sequence[Sequence[str]], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.reward = CaptionReward(references)
-        self.captions_per_clip = captions_per_clip
+        self.captions_per_clip: int = self.data_collator.captions_per_clip
         # The loss is a mean over captions, not a share of the tokens of a step.
         self.model_accepts_loss_kwargs = False
         self._rewards: list[tuple[float, float]] = []
@@ -89,7 +88,6 @@ class SelfCriticalTrainer(VideoCaptioningTrainer):
         loss = self_critical_loss(log_probs, advantage.to(log_probs))
         self._stop_unless_finite(loss, model)
         self._rewards.append((reward.mean().item(), baseline.mean().item()))
-        self._caption_losses.append(loss.detach() / self.args.gradient_accumulation_steps)
         if own.model.sparse_mask is not None:
             loss = loss + own.config.sparsity_loss_weight * own.model.sparse_mask.sparsity_loss()
         return (loss, {"loss": loss}) if return_outputs else loss
