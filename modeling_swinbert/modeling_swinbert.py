@@ -120,6 +120,10 @@ class SparseVideoMask(nn.Module):
         mask = torch.eye(self.weight.shape[0], device=self.weight.device) + self.soft_values()
         return (mask >= 0.5).float() if self.config.sparse_mask == "hard" else mask
 
+    def forward(self) -> torch.Tensor:
+        """The bias, by the call before which ZeRO-3 and FSDP collect a module's parameters."""
+        return self.bias()
+
     def bias(self) -> torch.Tensor:
         """(N, N) float32 to add to attention scores: (1 - M) * -10000 as penalty, log M as gate."""
         if self.config.sparse_mask_form == "penalty":
@@ -453,7 +457,7 @@ class SwinBertModel(SwinBertPreTrainedModel):
                 f" {num_video_tokens}: sample {self.config.num_frames} frames of {self.config.image_size} pixels, as"
                 " the model's processor does."
             )
-        bias = self.sparse_mask.bias() if self.sparse_mask is not None else None  # (N, N)
+        bias = self.sparse_mask() if self.sparse_mask is not None else None  # (N, N)
         if context_ids is not None:
             context, bias = self._prepend_context(
                 hidden_states, bias, context_ids, context_attention_mask, context_token_type_ids
