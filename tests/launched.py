@@ -1,0 +1,27 @@
+"""`swinbert train` as the tests of several processes launch it: with what CPUs lack put in.
+
+    torchrun --nproc_per_node 2 tests/launched.py RECIPE [--name value ...]
+
+DeepSpeed would first compile an operator that exchanges gradients through shared memory, which takes minutes.
+accelerate knows FSDP on GPUs alone: where the environment asks for it, it is told that this CPU is one of many.
+"""
+
+import os
+import sys
+
+from swinbert.training import processes, train
+
+if os.environ.get("DS_ACCELERATOR") == "cpu":
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
+
+if os.environ.get("FSDP_ON_CPU"):
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    processes.check_world = train.check_world = lambda args: None
+
+if __name__ == "__main__":
+    train.main(sys.argv[1:])
