@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_run
 import torch
 from encoded_clips import encode, read_numbers
 
+from swinbert import bundled_model
 from swinbert.processing import SwinBertVideoProcessor, VideoDecodeError
+from swinbert.training import train
 from swinbert.training.data import ClipDataset, ClipStream, captions_of, refuse_missing
 from swinbert.training.frame_cache import FrameCache
 from swinbert.training.sources import clip_name, clip_source, load_clips, load_splits
@@ -411,3 +414,46 @@ def test_names_of_clips():
     assert clip_name({"video": video, "file_name": "a.mp4"}) == "a.mp4"
     assert clip_name({"video": video, "start": None, "end": 2.5}) == "clips/a.mp4 [0-2.5 s]"
     assert clip_name({"video": {"path": None, "bytes": b""}, "video_id": "x", "start": 1.0}) == "x [1-end s]"
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    """A small world as parquet files of bytes."""
+    world = tiny_run.make_shapes(tmp_path_factory.mktemp("world"))
+    folder = tmp_path_factory.mktemp("parquet")
+    for split, clips in load_splits(world).items():
+        rows = [{"video": Path(clip["video"]["path"]).read_bytes(), "captions": clip["captions"]} for clip in clips]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def test_training_on_a_stream_with_a_frame_cache(shapes, tmp_path):
+    changes = {"streaming": True, "max_steps": 2, "eval_steps": 2, "save_steps": 2, "keep_frames": False}
+    common = {**changes, "frame_cache": tmp_path / "cache", "tokenizer": bundled_model()}
+    metrics = train.main(tiny_run.arguments(shapes, tmp_path / "out", **common))
+    assert np.isfinite(metrics["train_loss"]) and np.isfinite(metrics["eval_loss"])
+    assert len(kept(tmp_path / "cache")) >= 3 + 3  # of evaluation, and of two steps at least
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": -1}, "--max_steps"),
+        ({"keep_frames": True}, "--keep_frames"),
+        ({"objective": "scst"}, "--streaming"),
+        ({}, "--tokenizer"),
+    ],
+)
+def test_what_no_stream_can_do_is_refused(shapes, tmp_path, changes, message):
+    changes = {"keep_frames": False, "streaming": True, **changes}
+    with pytest.raises(ValueError, match=message):
+        train.main(tiny_run.arguments(shapes, tmp_path / "out", **changes))
+
+
+def test_missing_videos_stop_training_before_it_begins(folder, tmp_path):
+    changes = {"eval_split": "none", "eval_strategy": "no"}
+    with pytest.raises(FileNotFoundError, match="missing.mp4.*--skip_unreadable"):
+        train.main(tiny_run.arguments(folder, tmp_path / "out", **changes))

@@ -65,10 +65,26 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset: str = field(metadata={"help": "Folder of videos with metadata.jsonl, or Hub id of such a dataset."})
+    dataset: str = field(metadata={"help": "Folder with metadata.jsonl, .parquet files or .tar shards; or Hub id."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default="validation", metadata={"help": "Split to evaluate on, or none."})
-    keep_frames: bool = field(default=False, metadata={"help": "Decode each clip once and keep its sampled frames."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read parquet or the Hub as training goes on; needs max_steps and a tokenizer."},
+    )
+    shuffle_buffer: int = field(default=100, metadata={"help": "Clips in memory among which a stream is shuffled."})
+    skip_unreadable: bool = field(
+        default=False, metadata={"help": "Train on another clip in the place of an unreadable one, with a warning."}
+    )
+    keep_frames: bool = field(
+        default=False, metadata={"help": "Decode each clip once and keep its sampled frames in memory, for this run."}
+    )
+    frame_cache: str | None = field(
+        default=None, metadata={"help": "Folder in which sampled frames are kept, for later runs too."}
+    )
+    frame_cache_format: str = field(
+        default="jpeg", metadata={"help": "jpeg, or raw for the exact pixels.", "choices": ["jpeg", "raw"]}
+    )
     max_shift: int = field(default=0, metadata={"help": "Augmentation: shift clips by up to so many pixels."})
     random_crop: bool = field(
         default=False, metadata={"help": "Augmentation: cut clips at a random place, not at their centre."}

@@ -63,7 +63,7 @@ def load_clips(
     """
     if streaming and (files := _remote_or_parquet(dataset)) is not None:
         return _stream(dataset, split, need_captions, files)
-    splits = load_splits(dataset)
+    splits = load_splits(dataset, split)
     if split not in splits:
         raise no_split(dataset, split, splits)
     clips = splits[split]
@@ -75,12 +75,19 @@ def load_clips(
     return clips.to_iterable_dataset(num_shards=min(64, len(clips))) if streaming else clips
 
 
-def load_splits(dataset: str | Path) -> dict[str, datasets.Dataset]:
-    """All splits of a dataset by name, those with clips; clips may lack captions. See `load_clips`."""
+def load_splits(dataset: str | Path, wanted: str | None = None) -> dict[str, datasets.Dataset]:
+    """
+    All splits of a dataset by name, those with clips; clips may lack captions. See `load_clips`.
+
+    Args:
+        wanted: others may be left out where that saves work.
+    """
     folder = Path(dataset).expanduser()
     if folder.is_dir() and (folder / "metadata.jsonl").is_file():
         splits = _group(_read_metadata(folder))
     elif (files := _remote_or_parquet(dataset)) is not None:
+        if wanted in files and not _has_split_column(files):
+            files = {wanted: files[wanted]}  # `datasets` copies all that it is given
         splits = _read_builder(dataset, files)
     else:
         splits = _group(row for shard in _files(folder, ".tar") for row in _read_tar(folder, shard))
@@ -325,6 +332,10 @@ def _remote_or_parquet(dataset: str | Path) -> dict[str, list[str]] | None:
     return dict(files)
 
 
+def _has_split_column(files: dict[str, list[str]]) -> bool:
+    return bool(files) and "split" in pq.read_schema(next(iter(files.values()))[0]).names
+
+
 def _open(dataset: str | Path, files: dict[str, list[str]], streaming: bool) -> tuple[Any, Callable[[Any], str]]:
     """What `datasets` makes of the files, by split, and how the path of a video in it is found."""
     if not files:
@@ -412,7 +423,7 @@ def _with_path(dataset: str, path_of: Callable[[Any], str], row: dict[str, Any])
 def _stream(
     dataset: str | Path, split: str, need_captions: bool, files: dict[str, list[str]]
 ) -> datasets.IterableDataset:
-    if files and "split" in pq.read_schema(next(iter(files.values()))[0]).names:
+    if _has_split_column(files):
         files = {"train": [file for part in files.values() for file in part]}
     parts, path_of = _open(dataset, files, streaming=True)
     name = split if split in parts else next(iter(parts)) if len(parts) == 1 else None

@@ -3,15 +3,15 @@
 swinbert train RECIPE.yaml [--name value ...]        # or python -m swinbert.training.train
 """
 
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
 
-from swinbert.training.arguments import parse_arguments
+from swinbert.training.arguments import DataArguments, ModelArguments, SwinBertTrainingArguments, parse_arguments
 from swinbert.training.checkpoints import (
     RunError,
     StopOnSignal,
@@ -21,7 +21,8 @@ from swinbert.training.checkpoints import (
     locked,
 )
 from swinbert.training.collators import CaptionCollator
-from swinbert.training.data import ClipDataset, load_clips
+from swinbert.training.data import ClipDataset, ClipStream, captions_of, load_clips, refuse_missing
+from swinbert.training.frame_cache import FrameCache
 from swinbert.training.initialization import load_model
 from swinbert.training.monitoring import CaptionMetrics, plot_history
 from swinbert.training.processes import check_world, leave_world, loaded_whole
@@ -48,20 +49,28 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
     if training_args.torch_threads:
         torch.set_num_threads(training_args.torch_threads)
 
-    train_clips = load_clips(data_args.dataset, data_args.train_split)
+    train_clips = _load_training_clips(model_args, data_args, training_args)
     eval_clips = load_clips(data_args.dataset, data_args.eval_split) if data_args.eval_split else None
-    captions = itertools.chain.from_iterable(train_clips["captions"])
+    if eval_clips:
+        refuse_missing(eval_clips)
     with loaded_whole(training_args):
-        model, processor, report = load_model(model_args, config, captions)
+        model, processor, report = load_model(model_args, config, captions_of(train_clips))
     if training_args.should_log:
-        report.append(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(train_clips)} clips to train on")
+        clips = "a stream of" if data_args.streaming else len(train_clips)
+        report.append(f"{model.num_parameters() / 1e6:.2f} M parameters, {clips} clips to train on")
         print("\n".join(report), file=sys.stderr)
 
-    dataset = {
-        "video_processor": processor.video_processor,
-        "keep_frames": data_args.keep_frames,
-        "seed": training_args.seed,
-    }
+    dataset: dict[str, Any] = {"video_processor": processor.video_processor, "seed": training_args.seed}
+    if data_args.frame_cache:
+        folder, frame_format = data_args.frame_cache, data_args.frame_cache_format
+        dataset["frame_cache"] = FrameCache(folder, processor.video_processor, frame_format)
+    changed = {"max_shift": data_args.max_shift, "skip_unreadable": data_args.skip_unreadable}
+    train_dataset: ClipDataset | ClipStream
+    if data_args.streaming:
+        train_dataset = ClipStream(train_clips, shuffle_buffer=data_args.shuffle_buffer, **changed, **dataset)
+    else:
+        dataset["keep_frames"] = data_args.keep_frames
+        train_dataset = ClipDataset(train_clips, **changed, **dataset)
     metrics = None
     if eval_clips:
         quiet = not training_args.should_log
@@ -78,15 +87,46 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
             captions_per_clip=data_args.captions_per_clip,
             random_crop=data_args.random_crop,
         ),
-        "train_dataset": ClipDataset(train_clips, max_shift=data_args.max_shift, **dataset),
+        "train_dataset": train_dataset,
         "eval_dataset": ClipDataset(eval_clips, **dataset) if eval_clips else None,
         "processing_class": processor,
         "compute_metrics": metrics,
-        "run": describe_run(training_args, model_args, data_args, config=config, captions=train_clips["captions"]),
+        "run": describe_run(
+            training_args,
+            model_args,
+            data_args,
+            config=config,
+            captions=[] if data_args.streaming else train_clips["captions"],
+        ),
     }
     if model_args.objective == "scst":
         return SelfCriticalTrainer(**common, references=train_clips["captions"])
     return VideoCaptioningTrainer(**common)
+
+
+def _load_training_clips(
+    model_args: ModelArguments, data_args: DataArguments, training_args: SwinBertTrainingArguments
+) -> Any:
+    """
+    The clips to train on, a `datasets.Dataset` or `IterableDataset`.
+
+    Raises:
+        FileNotFoundError: some of their videos are missing, and unreadable ones are not to be skipped.
+        ValueError: of a stream something is asked that no stream can do.
+    """
+    clips = load_clips(data_args.dataset, data_args.train_split, streaming=data_args.streaming)
+    if not data_args.streaming:
+        if not data_args.skip_unreadable:
+            refuse_missing(clips)
+    elif training_args.max_steps <= 0:
+        raise ValueError("A streamed dataset has no length: say by --max_steps how long to train.")
+    elif data_args.keep_frames:
+        raise ValueError("Frames of a streamed dataset cannot be kept in memory: leave out --keep_frames.")
+    elif model_args.objective == "scst":
+        raise ValueError(
+            "scst rewards by the captions of all clips, which a stream does not have: leave out --streaming."
+        )
+    return clips
 
 
 def run(trainer: VideoCaptioningTrainer) -> dict[str, float]:
