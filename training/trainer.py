@@ -52,6 +52,10 @@ class VideoCaptioningTrainer(CheckpointingTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "index"}
+        if model.training:
+            backbone = self.accelerator.unwrap_model(model).model.video_encoder
+            if not any(parameter.requires_grad for parameter in backbone.parameters()):
+                backbone.eval()  # what does not train drops no paths either
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self._stop_unless_finite(loss, model)
