@@ -358,7 +358,7 @@ def _identity(source: Any) -> str:
 
 
 def _judge_videos(report: SplitReport, clips: datasets.Dataset, checks: dict[int, _Check]) -> None:
-    ends = clips["end"] if "end" in clips.column_names else [None] * len(clips)
+    ends: list[Any] = list(clips["end"]) if "end" in clips.column_names else [None] * len(clips)
     for number, check in sorted(checks.items()):
 
         def say(kind: str, reason: str, error: str | None = None, number=number, check=check) -> None:

@@ -19,7 +19,6 @@ from swinbert.training.sources import clip_source
 from swinbert.version import __version__
 
 FORMATS = ("jpeg", "raw")
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 
 
 class FrameCache:
@@ -143,7 +142,7 @@ def _packed(frames: np.ndarray, frame_format: str) -> bytes:
     with zipfile.ZipFile(content, "w") as archive:
         for number, frame in enumerate(frames):
             picture = io.BytesIO()
-            Image.fromarray(frame).save(picture, **_JPEG)
+            Image.fromarray(frame).save(picture, format="JPEG", quality=95, subsampling=0)
             archive.writestr(f"{number:05d}.jpg", picture.getvalue())
     return content.getvalue()
 

@@ -229,7 +229,11 @@ def _dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
 def _read_metadata(folder: Path) -> Iterator[dict[str, Any]]:
     metadata = folder / "metadata.jsonl"
     wrong = []
-    for number, text in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = metadata.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` would cut some captions too
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{metadata}: expected UTF-8 text: {error}.") from error
+    for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
@@ -275,7 +279,7 @@ def _sample(folder: Path, shard: Path, key: str | None, sample: dict[str, Any]) 
     if video is None:
         raise ValueError(f"{shard}, {key}: expected a video beside {sorted(sample)}, found none.")
     try:
-        row = {"split": _split_of(shard.relative_to(folder) if shard != folder else Path(shard.name))}
+        row: dict[str, Any] = {"split": _split_of(shard.relative_to(folder) if shard != folder else Path(shard.name))}
         row |= {"video": {"path": f"{shard}/{video.name}", "bytes": None}}
         row |= {"shard": str(shard), "offset": video.offset_data, "size": video.size}
         yield _clean(_with_texts(row, sample.get("json"), sample.get("txt")))
