@@ -366,9 +366,9 @@ def evaluate(
                 if line["error"] is not None:
                     warnings.warn(f"{line['id']}: {line['error']}", stacklevel=2)
         except (OSError, RuntimeError) as error:  # no memory, a worker that died, a full disk
-            reason = " ".join(str(error).split()[:60])
+            reason = " ".join(str(error).split()[:60]).rstrip(".")
             raise RuntimeError(
-                f"{reason} The captions so far are in {log.file}, and the same command goes on from there; --batch-size"
+                f"{reason}. The captions so far are in {log.file}, and the same command goes on from there; --batch-size"
                 " and --num-workers may be others."
             ) from error
         log.sort(clips.ids)

@@ -52,8 +52,13 @@ class PredictionLog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._output.close()
-        self._lock.close()
+        try:
+            self._output.close()
+        except OSError:  # of a full disk: what it kept from being written is known already
+            if error is None:
+                raise
+        finally:
+            self._lock.close()
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
         if fcntl is not None:
