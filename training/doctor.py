@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -506,7 +507,9 @@ def _draw(path: Path, splits: dict[str, datasets.Dataset], checks: dict[str, dic
     widest = max(len(frames) * (frames.shape[2] + _MARGIN) for _, _, frames in rows)
     step = _HEIGHT + _MARGIN
     picture = Image.new("RGB", (widest + 2 * _MARGIN + _TEXT_WIDTH, step * len(rows) + _MARGIN), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    # Pillow's own font knows English letters alone.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
+    draw = ImageDraw.Draw(picture)
     for row, (split, number, frames) in enumerate(rows):
         top = _MARGIN + row * step
         for column, frame in enumerate(frames):
