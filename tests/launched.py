@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 2 tests/launched.py RECIPE [--name value ...]
 
 DeepSpeed would first compile an operator that exchanges gradients through shared memory, which takes minutes.
-accelerate knows FSDP on GPUs alone: where the environment asks for it, it is told that this CPU is one of many.
+accelerate knows FSDP on GPUs alone: with ACCELERATE_TORCH_DEVICE=cpu, it takes the processes for such.
 """
 
 import os
@@ -16,10 +16,12 @@ if os.environ.get("DS_ACCELERATOR") == "cpu":
 
     __compatible_ops__["deepspeed_shm_comm"] = False
 
-if os.environ.get("FSDP_ON_CPU"):
+if os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu":
+    import torch.distributed
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
+    torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     processes.check_world = train.check_world = lambda args: None
 

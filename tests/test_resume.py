@@ -1,6 +1,5 @@
 """Runs that are killed, stopped or hindered: what is left behind, and that going on ends with the very same weights."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import tiny_run
-import torch
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from swinbert.training import checkpoints, train
@@ -136,3 +133,118 @@ def test_killed_while_saving(shapes, uninterrupted, tmp_path, when):
     assert names(tmp_path) == ["checkpoint-8"]
     assert not (tmp_path / "_saving").exists()
     assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
+
+
+# --------------------------------------------------------------------------------------------------------- refused runs
+
+
+def test_other_arguments_are_refused_by_name(shapes, tmp_path):
+    arguments = tiny_run.arguments(shapes, tmp_path)
+    fail_after(3, arguments)
+    before = sorted(tmp_path.rglob("*"))
+    other = tiny_run.make_shapes(tmp_path.parent / f"{tmp_path.name}-other", seed=1)
+    changes = {"seed": 3, "per_device_train_batch_size": 3, "config.vision_config.embed_dim": 32}
+    with pytest.raises(RunError) as error:
+        train.main(tiny_run.arguments(other, tmp_path, objective="causal_lm", **changes))
+    lines = str(error.value).splitlines()[1:-1]
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "captions",
+        "config.vision_config.embed_dim",
+        "objective",
+        "per_device_train_batch_size",
+        "seed",
+    ]
+    assert "seed: 88 there, 3 now" in str(error.value) and "--start_anew" in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    # What does not change what is learnt may change.
+    free = {"dataloader_num_workers": 1, "logging_steps": 2, "save_steps": 3, "num_samples": 0, "keep_frames": False}
+    train.main(tiny_run.arguments(shapes, tmp_path, **free))
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_folder_that_is_no_checkpoint_is_refused(shapes, tmp_path, content):
+    (tmp_path / "checkpoint-3").mkdir()
+    if content is not None:
+        (tmp_path / "checkpoint-3" / "run.json").write_text(content)
+    with pytest.raises(RunError, match="checkpoint-3 is no whole checkpoint"):
+        train.main(tiny_run.arguments(shapes, tmp_path))
+
+
+def test_two_runs_in_one_folder(shapes, tmp_path):
+    code = "import sys, types; from swinbert.training import checkpoints\n"
+    code += "args = types.SimpleNamespace(output_dir=sys.argv[1], process_index=0)\n"
+    code += "with checkpoints.locked(args): print('locked', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(RunError, match=f"in use by another run \\(process {other.pid} on "):
+            train.main(tiny_run.arguments(shapes, tmp_path))
+        other.kill()
+    train.main(tiny_run.arguments(shapes, tmp_path, max_steps=1))  # a dead process is no obstacle
+
+
+# ------------------------------------------------------------------------------------------------------ hindered saving
+
+
+def test_no_room_for_a_checkpoint_is_known_before_the_first_step(shapes, tmp_path, monkeypatch):
+    usage = checkpoints.shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(RunError, match=r"A checkpoint takes \d MB, but .* has 1 MB left"):
+        train.main(tiny_run.arguments(shapes, tmp_path))
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(shapes, uninterrupted, tmp_path, capsys):
+    """The limit on the size of files lets weights through, and stops the optimiser's state in its midst."""
+    resource = pytest.importorskip("resource")
+    arguments = tiny_run.arguments(shapes, tmp_path, save_total_limit=1)
+    fail_after(3, arguments)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="step 4 could not be written.*checkpoint-2 is whole"):
+            train.main(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert names(tmp_path) == ["checkpoint-2"] and not list((tmp_path / "_saving").glob("*"))
+    train.main(arguments)
+    assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
+
+
+# -------------------------------------------------------------------------------------------------------------- signals
+
+
+class _Send(TrainerCallback):
+    def __init__(self, number, step):
+        self.number, self.step = number, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_with_a_checkpoint(shapes, uninterrupted, tmp_path, capsys, number):
+    arguments = tiny_run.arguments(shapes, tmp_path)
+    trainer = train.build_trainer(arguments)
+    trainer.add_callback(_Send(number, step=5))
+    handler = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        train.run(trainer)
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) is handler
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+    assert not (tmp_path / "model.safetensors").exists()
+    assert f"The same command goes on from {tmp_path / 'checkpoint-5'}" in capsys.readouterr().err
+    train.main(arguments)
+    assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
+
+
+def test_the_second_signal_ends_a_run_at_once(shapes, tmp_path):
+    trainer = train.build_trainer(tiny_run.arguments(shapes, tmp_path))
+    for _ in range(2):
+        trainer.add_callback(_Send(signal.SIGINT, step=3))
+    with pytest.raises(KeyboardInterrupt):
+        train.run(trainer)
+    assert names(tmp_path) == ["checkpoint-2"]

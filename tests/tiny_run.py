@@ -8,8 +8,8 @@ from swinbert.training import moving_shapes, train
 RECIPE = Path(train.__file__).parent / "recipes" / "moving_shapes.yaml"
 
 
-def make_shapes(folder: Path) -> Path:
-    return moving_shapes.make_shapes(folder / "shapes", train=6, validation=3, test=1)
+def make_shapes(folder: Path, **changes: int) -> Path:
+    return moving_shapes.make_shapes(folder / "shapes", **{"train": 6, "validation": 3, "test": 1, **changes})
 
 
 def arguments(dataset: Path, output_dir: Path, **changes: Any) -> list[str]:

@@ -125,6 +125,8 @@ class SwinBertTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this as it is."})
 
     def __post_init__(self):
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = self.fsdp.lower() == "true"  # a text too is valid there, which the parser prefers
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ValueError(
