@@ -152,6 +152,9 @@ def test_collapse_is_said_plainly(processor, capsys):
     clips, same = Clips(captions=[["a man"]] * 4), predict(processor, ["a man"] * 4, range(4))
     CaptionMetrics(processor, clips, [])(same)
     assert "--learning_rate (3e-5" in capsys.readouterr().err
+    metrics = CaptionMetrics(processor, clips, [])
+    first, again = (metrics(same) and capsys.readouterr().err for _ in range(2))
+    assert len(again) < len(first) / 3 and again.startswith("WARNING: 4 of 4 clips")
     CaptionMetrics(processor, clips, [], num_samples=2, quiet=True)(same)
     assert not capsys.readouterr().err
 

@@ -144,18 +144,16 @@ def _from_model(
     if args.tokenizer:
         tensors, lines = _adapt_words(tensors, model, processor.tokenizer, tokenizer)
         weights.report += lines
-    mask = tensors.pop(_MASK, None)
-    weights.take(str(args.model), tensors)
     video_processor = processor.video_processor
     grids = [each.config.vision_config.output_grid for each in (source, model)]
     if source.config.vision_config.to_dict() != model.config.vision_config.to_dict():
         changes = {"num_frames": model.config.num_frames, **_crop(model.config)}
         video_processor = SwinBertVideoProcessor.from_dict({**video_processor.to_dict(), **changes})
+    mask = tensors.pop(_MASK, None)
     if mask is not None and model.model.sparse_mask is not None and not args.mask:
-        weights.take(str(args.model), {_MASK: resize_mask(mask, *grids, args.mask_expansion)})
+        tensors[_MASK] = resize_mask(mask, *grids, args.mask_expansion)
         weights.report += _resized(*grids, args.mask_expansion)
-    elif mask is not None:
-        weights.report.append("left behind: the sparse mask")
+    weights.take(str(args.model), tensors, [_MASK] if mask is not None and _MASK not in tensors else [])
     return model, SwinBertProcessor(video_processor=video_processor, tokenizer=tokenizer), weights.finish()
 
 

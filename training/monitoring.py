@@ -42,7 +42,7 @@ class CaptionMetrics:
         quiet: bool = False,
     ):
         self.processor, self.captions, self.metrics = processor, clips["captions"], metrics
-        self.num_samples, self.quiet = num_samples, quiet
+        self.num_samples, self.quiet, self._warned = num_samples, quiet, False
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         ids = prediction.predictions.copy()
@@ -54,8 +54,9 @@ class CaptionMetrics:
         if not self.quiet:
             for index in list(generated)[: self.num_samples]:
                 print(f"  generated: {generated[index]}\n  reference: {references[index][0]}", file=sys.stderr)
-            if warning := collapse_warning(list(generated.values())):
+            if warning := collapse_warning(list(generated.values()), brief=self._warned):
                 print(warning, file=sys.stderr)
+                self._warned = True
         metrics = {"distinct_captions": len(set(generated.values())) / len(generated)}
         if self.metrics:
             corpus = score(generated, references, self.metrics)["corpus"]
@@ -67,17 +68,19 @@ class CaptionMetrics:
         return metrics
 
 
-def collapse_warning(captions: Sequence[str]) -> str | None:
-    """A warning if nearly all captions are one sentence."""
+def collapse_warning(captions: Sequence[str], brief: bool = False) -> str | None:
+    """A warning if nearly all captions are one sentence; unless `brief`, with what to do."""
     sentence, count = Counter(captions).most_common(1)[0]
     if len(captions) < _COLLAPSE_CLIPS or count < _COLLAPSE_SHARE * len(captions):
         return None
+    warning = f"WARNING: {count} of {len(captions)} clips get one and the same caption, {sentence!r}"
+    if brief:
+        return f"{warning}."
     return (
-        f"WARNING: {count} of {len(captions)} clips get one and the same caption, {sentence!r}: the model ignores its"
-        " clips. At the first evaluations of a model from scratch this is usual. If it stays, or comes after good"
-        " scores: stop, go back to an earlier checkpoint and lower --learning_rate (3e-5 has mended this where 3e-4"
-        " collapsed), and see that the video encoder starts from trained weights (--backbone) and that clips and"
-        " captions belong together (`swinbert doctor`)."
+        f"{warning}: the model ignores its clips. At the first evaluations of a model from scratch this is usual. If it"
+        " stays, or comes after good scores: stop, go back to an earlier checkpoint and lower --learning_rate (3e-5 has"
+        " mended this where 3e-4 collapsed), and see that the video encoder starts from trained weights (--backbone) and"
+        " that clips and captions belong together (`swinbert doctor`)."
     )
 
 
@@ -92,11 +95,20 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
     panels = {
-        "loss": (("loss", "loss, training"), ("caption_loss", "captions, training"), ("eval_caption_loss", "captions")),
-        "scores": (
-            *((f"eval_{name}", name) for name in _LOGGED),
+        "loss": (
+            ("loss", "total, training"),
+            ("caption_loss", "captions, training"),
+            ("eval_caption_loss", "captions, evaluation"),
+        ),
+        "CIDEr": (
+            ("eval_CIDEr", "evaluation"),
+            ("reward", "reward of samples, training"),
+            ("greedy_reward", "reward of greedy captions, training"),
+        ),
+        "other scores": (
+            *((f"eval_{name}", name) for name in _LOGGED if not name.startswith("CIDEr")),
             ("eval_exact_content", "exact content"),
-            ("reward", "reward, training"),
+            ("eval_distinct_captions", "distinct captions"),
         ),
         "sparse mask": (
             ("eval_sparsity_loss", "mean value"),
@@ -112,10 +124,11 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     figure = Figure(figsize=(5 * len(drawn), 4), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
         for name, label in curves:
-            points = [(row["step"], row[name]) for row in history if name in row]
+            points = {row["step"]: row[name] for row in history if name in row}
             if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else None)
+                axes.plot(list(points), list(points.values()), label=label, marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
