@@ -73,6 +73,14 @@ def test_recipes_make_models(recipe):
         )
 
 
+def test_a_model_takes_the_place_of_what_a_recipe_says_of_a_new_one(tmp_path):
+    changes = ["--model=there", "--config.num_frames", "64", "--objective", "scst"]
+    model_args, data_args, _, config = parse_arguments([str(RECIPES[0].with_name("tvc.yaml")), *changes])
+    assert (model_args.model, model_args.backbone, model_args.tokenizer) == ("there", None, None)
+    assert (model_args.objective, model_args.generation_max_length, data_args.dataset) == ("scst", 20, "tvc")
+    assert config == {"num_frames": 64}
+
+
 def test_there_is_a_recipe_for_every_benchmark():
     assert {recipe.stem for recipe in RECIPES} == {*BENCHMARKS, "git", "moving_shapes"}
 

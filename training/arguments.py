@@ -13,6 +13,9 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from swinbert.training.metrics import METRICS
 
+# What a recipe says of a new model gives way to a model that the command line names.
+_OF_A_NEW_MODEL = ("backbone", "config", "mask", "objective", "text_encoder", "tokenizer")
+
 
 @dataclass
 class ModelArguments:
@@ -139,7 +142,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     """
     Args:
         argv: perhaps the path of a recipe, then `--name value` for any argument, `--config.name value` for any field of
-            the model's configuration (`--config.vision_config.name value` for its backbone).
+            the model's configuration (`--config.vision_config.name value` for its backbone). With `--model` all that
+            the recipe says of a new model is left out.
 
     Returns:
         The arguments of model, data and training, and the fields of the model's configuration.
@@ -152,6 +156,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if argv and argv[0].endswith((".yaml", ".yml")):
         with open(argv.pop(0), encoding="utf-8") as file:
             recipe = yaml.safe_load(file) or {}
+    if any(word.partition("=")[0] == "--model" for word in argv):
+        recipe = {name: value for name, value in recipe.items() if name not in _OF_A_NEW_MODEL}
     argv, changes = _split_config(argv)
     config = recipe.pop("config", None) or {}
     parser = HfArgumentParser((ModelArguments, DataArguments, SwinBertTrainingArguments))

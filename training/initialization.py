@@ -145,7 +145,7 @@ def _from_model(
         tensors, lines = _adapt_words(tensors, model, processor.tokenizer, tokenizer)
         weights.report += lines
     video_processor = processor.video_processor
-    grids = [each.config.vision_config.output_grid for each in (source, model)]
+    grids = source.config.vision_config.output_grid, model.config.vision_config.output_grid
     if source.config.vision_config.to_dict() != model.config.vision_config.to_dict():
         changes = {"num_frames": model.config.num_frames, **_crop(model.config)}
         video_processor = SwinBertVideoProcessor.from_dict({**video_processor.to_dict(), **changes})

@@ -79,8 +79,8 @@ def collapse_warning(captions: Sequence[str], brief: bool = False) -> str | None
     return (
         f"{warning}: the model ignores its clips. At the first evaluations of a model from scratch this is usual. If it"
         " stays, or comes after good scores: stop, go back to an earlier checkpoint and lower --learning_rate (3e-5 has"
-        " mended this where 3e-4 collapsed), and see that the video encoder starts from trained weights (--backbone) and"
-        " that clips and captions belong together (`swinbert doctor`)."
+        " mended this where 3e-4 collapsed), and see that the video encoder starts from trained weights (--backbone),"
+        " and that clips and captions belong together (`swinbert doctor`)."
     )
 
 
