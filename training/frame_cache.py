@@ -1,10 +1,12 @@
 """Sampled frames on disk, kept between runs, for machines where decoding is the bottleneck."""
 
+import contextlib
 import hashlib
 import importlib
 import io
 import json
 import os
+import secrets
 import warnings
 import zipfile
 import zlib
@@ -68,7 +70,7 @@ class FrameCache:
             return _read(path)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             warnings.warn(f"{path} is damaged and is made anew.", stacklevel=2)
         frames = self._decode(clip)
         content = _packed(frames, self.frame_format)
@@ -98,14 +100,15 @@ class FrameCache:
         """Under another name first: who reads meanwhile, or is killed meanwhile, leaves no half file behind."""
         if self._is_full:
             return
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+        unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.unfinished")
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(content)
             unfinished.replace(path)
         except OSError as error:
             self._is_full = True
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
             warnings.warn(f"{self.folder} takes no more frames ({error}): they are decoded instead.", stacklevel=2)
 
 

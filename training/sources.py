@@ -329,7 +329,7 @@ def _remote_or_parquet(dataset: str | Path) -> dict[str, list[str]] | None:
     files: dict[str, list[str]] = defaultdict(list)
     for file in _files(path, ".parquet"):
         files[_split_of(file.relative_to(path) if path.is_dir() else Path(file.name))].append(str(file))
-    if not files or path.is_file() and path.suffix != ".parquet":
+    if not files:
         raise FileNotFoundError(
             f"{path} has no metadata.jsonl with `file_name` and `captions` of each clip, and no .parquet or .tar files."
         )
