@@ -522,6 +522,8 @@ def _report_evaluation(result: "Evaluation") -> None:
             reference = result.references[name][0]
             if exact_content([caption], [reference]) == [False]:
                 print(f"{name}\n  generated: {caption}\n  reference: {reference}", file=sys.stderr)
+    if len(result.captions) > 3 and len(set(result.captions.values())) == 1:
+        _say(f"All clips have one and the same caption, {next(iter(result.captions.values()))!r}.")
     if result.references is None:
         _say("These clips have no captions to compare with: predictions, and no scores.")
     else:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import datasets
 import pytest
 import torch
 from captioning import write_clip, write_git_folder
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from swinbert import cli
 from swinbert.processing import VideoCaptioningPipeline
 from swinbert.training.caption_files import clip_ids, read_predictions, read_references
+from swinbert.training.evaluate import load_evaluation_clips, world_scores
 from swinbert.training.metrics import score
 
 NAMES = [f"clip{number}" for number in range(5)]
@@ -185,6 +187,35 @@ def test_references_of_a_file_come_before_those_of_the_dataset(evaluate, caption
     printed = json.loads(result.stdout)
     assert printed["references"] == 5
     assert printed["Bleu_1"] == pytest.approx(score(captions, other)["corpus"]["Bleu_1"])
+
+
+def test_clips_of_parquet_files(evaluate, videos, captions, tmp_path):
+    clips = [{"video": {"bytes": video.read_bytes(), "path": video.name}} for video in videos.values()]
+    features = datasets.Features({"video": datasets.Video(decode=False)})
+    (tmp_path / "parquet").mkdir()
+    datasets.Dataset.from_list(clips, features=features).to_parquet(tmp_path / "parquet/test-00000-of-00001.parquet")
+    result = evaluate(data=tmp_path / "parquet")
+    assert result.exit_code == 0, result.stderr
+    lines = lines_of(tmp_path / "output/predictions.jsonl")
+    assert [(line["id"], line["caption"]) for line in lines] == [(f"{name}.mp4", captions[name]) for name in NAMES]
+
+
+def test_the_same_clips_are_parts_of_one_file_in_every_form(dataset):
+    lines = [
+        {"file_name": "clip0.mp4", "captions": ["a dog"], "start": 0, "end": 1, "split": "test"},
+        {"file_name": "clip0.mp4", "captions": ["a man"], "start": 1, "split": "test"},
+    ]
+    (dataset / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    clips = load_evaluation_clips(dataset, "test", dataset / "metadata.jsonl")
+    assert clips.references == {"clip0.mp4#0.0-1.0": ["a dog"], "clip0.mp4#1.0-": ["a man"]}
+
+
+def test_references_of_another_world_of_shapes_are_named():
+    ours, theirs = "a small red circle moves left", "a man is singing"
+    assert world_scores({"a": ours}, {"a": [ours]}) == {"exact": 1, "exact_content": 1.0}
+    assert world_scores({"a": ours}, {"a": [theirs]}) == {}
+    with pytest.warns(UserWarning, match="1 of 2 references are no sentences of moving shapes"):
+        assert world_scores({"a": ours, "b": ours}, {"a": [ours], "b": [theirs]}) == {}
 
 
 # ------------------------------------------------------------------------------------------------- going on, and kills
@@ -471,6 +502,14 @@ def test_bad_files_of_predictions(tmp_path, predictions, complaint):
     assert result.stdout == ""
 
 
+def test_the_scores_of_a_run_are_not_overwritten_by_those_of_another_file(evaluate, tmp_path):
+    evaluate("--limit", 1)
+    before = (tmp_path / "output/scores.json").read_bytes()
+    result = score_files(tmp_path, as_coco(PREDICTED), "--output", tmp_path / "output")
+    assert result.exit_code == 1 and "holds an evaluation of other predictions" in result.stderr
+    assert (tmp_path / "output/scores.json").read_bytes() == before
+
+
 def test_missing_predictions_can_be_allowed_and_are_counted(tmp_path):
     some = {name: PREDICTED[name] for name in NAMES[1:]}
     result = score_files(tmp_path, as_coco(some), "--allow-missing")
@@ -494,7 +533,7 @@ def test_lines_of_the_house_are_references(tmp_path):
     ]
     file = tmp_path / "metadata.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
-    assert read_references(file, "test") == {"a.mp4#0-1": ["a dog"], "a.mp4#1-None": ["a man", "a boy"]}
+    assert read_references(file, "test") == {"a.mp4#0.0-1.0": ["a dog"], "a.mp4#1.0-": ["a man", "a boy"]}
     with pytest.raises(ValueError, match="split 'val', found {'test': 2, 'train': 1}"):
         read_references(file, "val")
 
@@ -513,7 +552,7 @@ def test_names_of_clips():
     assert clip_ids([{"video_id": "x", "file_name": "a"}, {"video_id": "y", "file_name": "a"}], "d") == ["x", "y"]
     assert clip_ids([{"video_id": "x", "file_name": "a"}, {"video_id": "x", "file_name": "b"}], "d") == ["a", "b"]
     assert clip_ids([{"video_id": "x", "file_name": "a"}, {"video_id": None, "file_name": "b"}], "d") == ["a", "b"]
-    with pytest.raises(ValueError, match="d: expected clips that differ, found several times: a#1-2"):
+    with pytest.raises(ValueError, match="d: expected clips that differ, found several times: a#1.0-2.0"):
         clip_ids([{"file_name": "a", "start": 1, "end": 2}] * 2, "d")
     with pytest.raises(ValueError, match="to tell them apart; found none"):
         clip_ids([{"start": 1}], "d")

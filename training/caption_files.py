@@ -28,7 +28,7 @@ def clip_ids(rows: Sequence[Mapping[str, Any]], where: str | Path) -> list[str]:
     repeated: list[str] = []
     for key in (*_ID_KEYS, "range"):
         if key == "range":
-            ids = [row.get("file_name") and f"{row['file_name']}#{row.get('start')}-{row.get('end')}" for row in rows]
+            ids = [_file_and_range(row) for row in rows]
         else:
             ids = [row.get(key) for row in rows]
         if all(isinstance(each, (str, int)) and each != "" for each in ids):
@@ -38,6 +38,11 @@ def clip_ids(rows: Sequence[Mapping[str, Any]], where: str | Path) -> list[str]:
     if repeated:
         raise ValueError(f"{where}: expected clips that differ, found several times: {first_names(repeated)}.")
     raise ValueError(f"{where}: expected one of {', '.join(_ID_KEYS)} for each clip, to tell them apart; found none.")
+
+
+def _file_and_range(row: Mapping[str, Any]) -> str | None:
+    start, end = ("" if row.get(name) is None else float(row[name]) for name in ("start", "end"))
+    return f"{row['file_name']}#{start}-{end}" if row.get("file_name") else None
 
 
 def read_references(file: str | Path, split: str | None = None) -> dict[str, list[str]]:

@@ -2,9 +2,10 @@
 
     swinbert evaluate --model FOLDER_OR_HUB_ID --dataset my_clips --split test
 
-In the order of the data: clips and references, the settings that decide a caption, captions, scores.
+In the order of the data: clips and references, captions, scores.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -13,22 +14,18 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
-import huggingface_hub
-import torch
-import transformers
+import pyarrow.compute as pc
 from torch.utils.data import DataLoader, Dataset
-from transformers import GenerationConfig
 
-import swinbert
 from swinbert.processing import VideoCaptioningPipeline
 from swinbert.processing.pipeline_swinbert import _collate
 from swinbert.training.caption_files import clip_ids, read_predictions, read_references, write_coco, write_json
+from swinbert.training.caption_settings import caption_settings
 from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, score
 from swinbert.training.moving_shapes import content
 from swinbert.training.prediction_log import PredictionLog, compared
@@ -63,6 +60,14 @@ class EvaluationClips:
     references_from: str
     number: int
 
+    def settings(self) -> dict[str, Any]:
+        """Which clips they are: names and ranges, of which a hash."""
+        nothing = [None] * len(self.ids)
+        ranges = (list(self.clips[name]) if name in self.clips.column_names else nothing for name in ("start", "end"))
+        listing = json.dumps(list(zip(self.ids, *ranges, strict=True))).encode()
+        digest = hashlib.sha256(listing).hexdigest()
+        return {"name": self.dataset, "split": self.split, "clips": len(self.ids), "clips_sha256": digest}
+
 
 def load_evaluation_clips(
     dataset: str,
@@ -83,8 +88,7 @@ def load_evaluation_clips(
         ValueError, FileNotFoundError: no such dataset, split or file; references that are not those of the clips.
     """
     clips = load_clips(dataset, split, need_captions=False)
-    about = clips.select_columns([name for name in clips.column_names if name not in ("video", "captions")])
-    ids = clip_ids(list(about), f"{dataset}, split {split!r}")
+    ids = _ids(clips, f"{dataset}, split {split!r}")
     number = len(ids) if limit is None else min(limit, len(ids))
     given = None
     if references is not None:
@@ -99,6 +103,19 @@ def load_evaluation_clips(
         given = dict(zip(ids, clips["captions"], strict=True))
     chosen = None if given is None else {name: list(given[name]) for name in ids[:number]}
     return EvaluationClips(str(dataset), split, clips, ids, chosen, str(references or dataset), number)
+
+
+def _ids(clips: datasets.Dataset, where: str) -> list[str]:
+    """As `clip_ids`; of clips that have neither a name nor a named file, their numbers."""
+    columns = [name for name in clips.column_names if name not in ("video", "captions")]
+    rows = list(clips.select_columns(columns)) if columns else [{} for _ in range(len(clips))]
+    if not {"id", "video_id", "image_id", "file_name", "path"} & set(columns):
+        videos = clips.select_columns(["video"]).with_format("arrow")
+        paths = [path for batch in videos.iter(100) for path in pc.struct_field(batch["video"], "path").to_pylist()]
+        if None in paths:
+            return [str(number) for number in range(len(clips))]
+        rows = [{**row, "file_name": Path(path).name} for row, path in zip(rows, paths, strict=True)]
+    return clip_ids(rows, where)
 
 
 def _check_wanted(found: set[str], references: Mapping[str, Any], where: str, allow_missing: bool) -> None:
@@ -122,97 +139,6 @@ def check_metrics(metrics: Iterable[str] | None) -> tuple[str, ...]:
     if unknown := [name for name in chosen if name not in METRICS]:
         raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {first_names(unknown)}.")
     return chosen
-
-
-# --- Settings that decide a caption -----------------------------------------------------------------------------------
-
-
-def caption_settings(
-    pipe: VideoCaptioningPipeline, clips: EvaluationClips, revision: str | None = None
-) -> dict[str, Any]:
-    """
-    All that decides a caption: calls with equal settings may share one file of predictions.
-
-    Args:
-        revision: that the model was loaded with; its commit is recorded.
-    """
-    ranges = ([clip.get("start"), clip.get("end")] for clip in clips.clips.remove_columns("video"))
-    listing = json.dumps(list(zip(clips.ids, ranges, strict=True))).encode()
-    return {
-        "model": {
-            "name": pipe.model.name_or_path,
-            "revision": _commit(pipe.model.name_or_path, revision),
-            "sha256": _model_hash(pipe),
-            "dtype": str(pipe.model.dtype).removeprefix("torch."),
-        },
-        "dataset": {
-            "name": clips.dataset,
-            "split": clips.split,
-            "clips": len(clips.ids),
-            "clips_sha256": hashlib.sha256(listing).hexdigest(),
-        },
-        "frames": _frame_settings(pipe),
-        "generation": _generation_settings(pipe),
-        "versions": {
-            "swinbert": swinbert.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "pillow": version("pillow"),
-        },
-    }
-
-
-def _commit(name: str, revision: str | None) -> str | None:
-    """The commit of a model that was just loaded from the Hub; `None` of a folder."""
-    file = (
-        None if Path(name).exists() else huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
-    )
-    return Path(file).parent.name if isinstance(file, str) else revision
-
-
-def _model_hash(pipe: VideoCaptioningPipeline) -> str:
-    """SHA-256 of configuration, vocabulary and weights."""
-    config = pipe.model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "auto_map", "custom_pipelines"):
-        config.pop(name, None)
-    digest = hashlib.sha256(json.dumps([config, pipe.tokenizer.get_vocab()], sort_keys=True, default=str).encode())
-    for name, weight in sorted(pipe.model.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _frame_settings(pipe: VideoCaptioningPipeline) -> dict[str, Any]:
-    processor = pipe.processor.to_dict()
-    processor.get("video_processor", {}).pop("auto_map", None)
-    if pipe._is_git:
-        limit = pipe.model.config.num_image_with_embedding
-        num_frames, sampler, backend = limit or 1, "uniform" if limit else "round", "pyav"
-    else:
-        reader = pipe.processor.video_processor
-        num_frames, sampler, backend = reader.num_frames, reader.frame_sampling, reader.video_backend or "auto"
-    backend = "pyav" if backend == "auto" else backend
-    return {
-        "frames": pipe._preprocess_params.get("num_frames", num_frames),
-        "sampler": sampler,
-        "decoder": f"{backend} {version('av' if backend == 'pyav' else backend)}",
-        "processor": processor,
-    }
-
-
-def _generation_settings(pipe: VideoCaptioningPipeline) -> dict[str, Any]:
-    kwargs = pipe._prepare_generate_kwargs({"do_sample": False})
-    used = pipe.model._prepare_generation_config(None, **kwargs)[0].to_diff_dict()
-    if used.get("max_new_tokens") is not None:
-        used.pop("max_length", None)  # the other one counts
-    usual = {**GenerationConfig()._get_default_generation_params(), "use_cache": True}
-    always = ("num_beams", "max_length", "min_length", "length_penalty")
-    no_part = ("_from_model_config", "transformers_version", "output_attentions", "output_hidden_states")
-    return {
-        name: value
-        for name, value in used.items()
-        if name in always or (name not in no_part and value != usual.get(name))
-    }
 
 
 # --- Captions ---------------------------------------------------------------------------------------------------------
@@ -354,7 +280,7 @@ def evaluate(
     metrics = check_metrics(metrics)
     if needy := [name for name in metrics if name not in METRICS_WITHOUT_JAVA]:
         score({"": "a dog"}, {"": ["a dog"]}, needy)  # what such a metric lacks is to be known before, not after
-    settings = caption_settings(pipe, clips, revision)
+    settings = {"dataset": clips.settings(), **caption_settings(pipe, revision)}
     folder = default_folder(settings) if folder is None else folder
     with PredictionLog(folder, settings) as log:
         numbers = clips_to_caption(clips, log)
@@ -368,8 +294,8 @@ def evaluate(
         except (OSError, RuntimeError) as error:  # no memory, a worker that died, a full disk
             reason = " ".join(str(error).split()[:60]).rstrip(".")
             raise RuntimeError(
-                f"{reason}. The captions so far are in {log.file}, and the same command goes on from there; --batch-size"
-                " and --num-workers may be others."
+                f"{reason}. The captions so far are in {log.file}, and the same command goes on from there;"
+                " --batch-size and --num-workers may be others."
             ) from error
         log.sort(clips.ids)
         lines = [log.lines[name] for name in clips.ids[: clips.number]]
@@ -419,9 +345,12 @@ def evaluate_predictions(
     missing |= {name: "no prediction" for name in references if name not in captions and name not in missing}
     settings = {"predictions": str(predictions), "sha256": hashlib.sha256(Path(predictions).read_bytes()).hexdigest()}
     made = Path(predictions).with_name("settings.json")
-    if made.is_file():  # of our own making: how is known
-        settings["made_with"] = json.loads(made.read_text(encoding="utf-8"))
+    if made.is_file():  # perhaps those of `evaluate`
+        with contextlib.suppress(ValueError):
+            settings["made_with"] = json.loads(made.read_text(encoding="utf-8"))
     if folder is not None:
+        if (folder / "settings.json").exists() and folder.resolve() != made.parent.resolve():
+            raise ValueError(f"{folder} holds an evaluation of other predictions: name another output folder.")
         folder.mkdir(parents=True, exist_ok=True)
     return _scored(captions, missing, references, references_from, metrics, {}, settings, folder)
 
@@ -463,7 +392,13 @@ def _scored(
 def world_scores(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """On moving shapes, how many captions say exactly what their clip shows; on other data, nothing."""
     first = [references[name][0] for name in captions]
-    if not all(map(content, first)):
+    if strange := [caption for caption in first if not content(caption)]:
+        if len(strange) < len(first):
+            warnings.warn(
+                f"No exact content: {len(strange)} of {len(first)} references are no sentences of moving shapes,"
+                f" such as {strange[0]!r}.",
+                stacklevel=2,
+            )
         return {}
     right = exact_content(list(captions.values()), first)
     return {"exact": sum(right), "exact_content": sum(right) / len(right)}
