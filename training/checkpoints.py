@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
@@ -41,9 +42,9 @@ STAGING_NAME, LOCK_NAME, RUN_NAME = "_saving", "_lock", "run.json"
 _FREE = re.compile(
     r"output_dir|start_anew|resume_from_checkpoint|restore_callback_states.*|log_.*|logging_.*|report_to|run_name|project"
     r"|disable_tqdm|include_.*|eval_.*|per_device_eval_batch_size|prediction_loss_only|batch_eval_metrics|.*_full_eval"
-    r"|num_samples|save_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|(hub|push|trackio)_.*"
-    r"|dataloader_(?!drop_last).*|keep_frames|torch_threads|torch_empty_cache_steps|ddp_.*|local_rank|debug"
-    r"|skip_memory_metrics|do_(train|eval|predict)|enable_jit_checkpoint|dataset"
+    r"|num_samples|metrics|save_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|(hub|push|trackio)_.*"
+    r"|dataloader_(?!drop_last).*|keep_frames|frame_cache|skip_unreadable|torch_threads|torch_empty_cache_steps|ddp_.*"
+    r"|local_rank|debug|skip_memory_metrics|do_(train|eval|predict)|enable_jit_checkpoint|dataset"
 )
 
 
@@ -187,6 +188,15 @@ class CheckpointingTrainer(Trainer):
         # Going on from the last step of all, in the midst of an epoch, `Trainer` would make one more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # FSDP mixes a class of its own in; the name and the code of the model's class belong into the folder.
+        kind = type(self.model)
+        self.model.__class__ = next(each for each in kind.__mro__ if not issubclass(each, FSDPModule))
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model.__class__ = kind
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
