@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from swinbert.training import train
+from swinbert.training import processes, train
 from swinbert.training.arguments import parse_arguments
 from swinbert.training.checkpoints import RunError
 from swinbert.training.processes import check_world
@@ -165,6 +165,14 @@ def test_fsdp_that_would_be_left_out_is_refused(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RunError, match="FSDP needs GPUs"):
         check_world(training)
+
+
+def test_self_critical_training_with_parted_weights_is_refused(shapes, tmp_path, monkeypatch):
+    training = parse_arguments(tiny_run.arguments(shapes, tmp_path))[2]
+    check_world(training, "scst")
+    monkeypatch.setattr(processes, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(RunError, match="use ZeRO-2"):
+        check_world(training, "scst")
 
 
 @pytest.mark.parametrize("objective", ["masked_lm", "causal_lm"])

@@ -44,7 +44,7 @@ _FREE = re.compile(
     r"|disable_tqdm|include_.*|eval_.*|per_device_eval_batch_size|prediction_loss_only|batch_eval_metrics|.*_full_eval"
     r"|num_samples|metrics|save_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|(hub|push|trackio)_.*"
     r"|dataloader_(?!drop_last).*|keep_frames|frame_cache|skip_unreadable|torch_threads|torch_empty_cache_steps|ddp_.*"
-    r"|local_rank|debug|skip_memory_metrics|do_(train|eval|predict)|enable_jit_checkpoint|dataset"
+    r"|local_rank|debug|skip_memory_metrics|do_(train|eval|predict)|enable_jit_checkpoint"
 )
 
 
@@ -98,8 +98,10 @@ def describe_run(
             content = json.loads(Path(content).read_text(encoding="utf-8"))
         run.update(_flat(content or {}, f"{name}."))
         del run[name]
-    digest = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
-    run["captions"] = f"those of {len(captions)} clips, SHA-256 {digest[:16]}"
+    if captions := list(captions):  # not known of a stream
+        digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest()
+        run["captions"] = f"those of {len(captions)} clips, SHA-256 {digest[:16]}"
+        del run["dataset"]  # may have moved
     run = {name: value for name, value in run.items() if not _FREE.fullmatch(name)}
     return json.loads(json.dumps(run, default=str))
 

@@ -10,15 +10,20 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 from swinbert.training.checkpoints import RunError
 
 
-def check_world(args: TrainingArguments) -> None:
+def check_world(args: TrainingArguments, objective: str | None = None) -> None:
     """
     Raises:
-        RunError: a launcher started several processes, but each would train on its own; or FSDP would be left out.
+        RunError: a launcher started several processes, but each would train on its own; FSDP would be left out; or the
+            objective cannot do with parts of the weights.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     # `accelerate launch --cpu --num_processes N` prepares for N processes and starts one.
@@ -32,6 +37,8 @@ def check_world(args: TrainingArguments) -> None:
     wants_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if wants_fsdp and (args.device.type == "cpu" or "RANK" not in os.environ):
         raise RunError("FSDP needs GPUs, and a launcher (torchrun); without, every process would hold the whole model.")
+    if objective == "scst" and (wants_fsdp or is_deepspeed_zero3_enabled()):
+        raise RunError("scst wants whole weights in each process: instead of ZeRO-3 or FSDP use ZeRO-2, or neither.")
 
 
 def leave_world() -> None:

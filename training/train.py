@@ -44,7 +44,7 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
         ValueError, OSError: an argument, the data or a checkpoint cannot be used; the message says what to do.
     """
     model_args, data_args, training_args, config = parse_arguments(argv)
-    check_world(training_args)
+    check_world(training_args, model_args.objective)
     set_seed(training_args.seed)
     if training_args.torch_threads:
         torch.set_num_threads(training_args.torch_threads)
