@@ -184,6 +184,22 @@ def test_paths_that_leave_the_dataset_are_refused(name, videos, tmp_path):
         next(iter(load_clips(folder, "train", streaming=True)))
 
 
+def test_no_source_says_where_in_which_file_a_video_is(videos, tmp_path):
+    """Those columns are made here, for tar shards."""
+    place = {"shard": "/etc/hostname", "offset": 0, "size": 5, "captions": ["a"]}
+    folder = write_folder(tmp_path / "dataset", videos)
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "train/a.mp4", **place}))
+    table = pa.Table.from_pylist([{"video": {"bytes": None, "path": "train/a.mp4"}, **place}])
+    (tmp_path / "parquet" / "train").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "parquet" / "x.parquet")
+    for dataset, streaming in ((folder, False), (tmp_path / "parquet", False), (tmp_path / "parquet", True)):
+        (clip,) = load_clips(dataset, "train", streaming=streaming)
+        assert clip_source(clip) == f"{dataset}/train/a.mp4"
+    members = {"a.mp4": videos["a"], "a.json": json.dumps(place).encode()}
+    (clip,) = load_clips(write_tar(tmp_path / "x.tar", members), "train")
+    assert clip_source(clip)["bytes"] == videos["a"]
+
+
 def test_a_path_of_the_hub_may_not_name_a_file_of_this_machine(tmp_path, monkeypatch):
     file = tmp_path / "x.parquet"
     pq.write_table(pa.Table.from_pylist([{"video": "/etc/hostname", "captions": ["a"]}]), file)

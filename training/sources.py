@@ -37,6 +37,8 @@ _SPLIT_WORDS = {
 }
 # As `datasets` names the shards of a split.
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
+# Where `clip_source` finds a video in a tar: no source may say so itself.
+_PLACE = ("shard", "offset", "size")
 # A sample of a tar is what has one name up to the first dot of its last part, as in WebDataset.
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
 
@@ -240,6 +242,7 @@ def _read_metadata(folder: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
             if not isinstance(line, dict) or "file_name" not in line:
                 raise ValueError(f"expected an object with `file_name`, found {text!r}")
+            line = {name: value for name, value in line.items() if name not in _PLACE}
             yield _clean({**line, "video": {"path": _inside(folder, line["file_name"]), "bytes": None}})
         except json.JSONDecodeError:
             wrong.append(f"line {number}: expected an object with `file_name`, found {text!r}")
@@ -292,7 +295,7 @@ def _with_texts(row: dict[str, Any], about: Any, text: str | None) -> dict[str, 
     about = json.loads(about) if isinstance(about, (str, bytes)) else about or {}
     if not isinstance(about, dict):
         raise ValueError(f"expected the json to be an object, found {about!r}")
-    row = {**row, **{name: value for name, value in about.items() if name not in ("video", "shard", "offset", "size")}}
+    row = {**row, **{name: value for name, value in about.items() if name not in ("video", *_PLACE)}}
     if row.get("captions") is None:
         row["captions"] = text.strip() if text else None
     return row
@@ -402,10 +405,8 @@ def _normalised(dataset: str | Path, clips: datasets.Dataset, path_of: Callable[
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with what is in the `json` and `txt` of a sample of a tar."""
-    if "json" not in row and "txt" not in row:
-        return row
-    rest = {name: value for name, value in row.items() if name not in ("json", "txt")}
+    """A row with what is in the `json` and `txt` of a sample of a tar, if it is one."""
+    rest = {name: value for name, value in row.items() if name not in ("json", "txt", *_PLACE)}
     return _with_texts(rest, row.get("json"), row.get("txt"))
 
 
@@ -448,7 +449,8 @@ def _stream(
 
 def _streamed(dataset: str, path_of: Callable[[Any], str], row: dict[str, Any]) -> dict[str, Any]:
     try:
-        return _clean(_flat(_with_path(dataset, path_of, row)))
+        # `map` would keep what the row no longer has.
+        return {**dict.fromkeys(row), **_clean(_flat(_with_path(dataset, path_of, row)))}
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}.") from error
 
