@@ -180,6 +180,24 @@ def test_entire_model_at_another_frame_rate_and_resolution(model_folder):
     assert model.generate(torch.rand(1, 8, 3, 48, 48)).shape[0] == 1
 
 
+def test_other_changes_leave_the_processor_as_it_was(model_folder, tmp_path):
+    """As self-critical training makes them, of a model that was saved in half precision."""
+    AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(model_folder)
+    processor.video_processor.size = {"shortest_edge": 40}
+    processor.save_pretrained(tmp_path)
+    for arguments in ({}, {"objective": "scst"}):
+        model, processor, _ = load_model(ModelArguments(model=str(tmp_path), **arguments), {}, CAPTIONS)
+        assert processor.video_processor.size["shortest_edge"] == 40 and model.dtype == torch.float32
+    config = model.config
+    assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.objective) == (
+        0.0,
+        0.0,
+        "masked_lm",
+    )
+    assert config.vision_config.drop_path_rate == 0.0
+
+
 def test_mask_alone(model_folder, backbone_folder):
     source = AutoModelForImageTextToText.from_pretrained(model_folder)
     args = ModelArguments(mask=model_folder, backbone=backbone_folder)

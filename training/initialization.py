@@ -140,13 +140,15 @@ def _from_model(
     model.generation_config = source.generation_config
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(model.generation_config, name, getattr(model.config, name))
+    if model.generation_config.forced_eos_token_id is not None:
+        model.generation_config.forced_eos_token_id = model.config.eos_token_id
     weights, tensors = _Weights(model), dict(source.state_dict())
     if args.tokenizer:
         tensors, lines = _adapt_words(tensors, model, processor.tokenizer, tokenizer)
         weights.report += lines
     video_processor = processor.video_processor
     grids = source.config.vision_config.output_grid, model.config.vision_config.output_grid
-    if source.config.vision_config.to_dict() != model.config.vision_config.to_dict():
+    if any(getattr(source.config, name) != getattr(model.config, name) for name in ("num_frames", "image_size")):
         changes = {"num_frames": model.config.num_frames, **_crop(model.config)}
         video_processor = SwinBertVideoProcessor.from_dict({**video_processor.to_dict(), **changes})
     mask = tensors.pop(_MASK, None)
@@ -158,13 +160,13 @@ def _from_model(
 
 
 def load_captioner(model: str) -> SwinBertForVideoCaptioning:
-    """A SwinBERT of a folder or of the Hub; `ValueError` if it is another architecture."""
+    """A SwinBERT of a folder or of the Hub, in float32; `ValueError` if it is another architecture."""
     _expect_type(model, "swinbert", "a SwinBERT")
-    return AutoModelForImageTextToText.from_pretrained(model)
+    return AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
 
 
 def load_backbone(model: str) -> VideoSwinModel:
-    """A Video Swin, or that of a SwinBERT, of a folder or of the Hub; `ValueError` if it is another architecture."""
+    """A Video Swin, or that of a SwinBERT, as in `load_captioner`."""
     if AutoConfig.from_pretrained(model).model_type == "swinbert":
         return load_captioner(model).model.video_encoder
     _expect_type(model, "video_swin", "a Video Swin (`swinbert convert` writes its folder)")
