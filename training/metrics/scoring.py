@@ -33,8 +33,8 @@ def score(
     Args:
         predictions: clip -> caption. An empty caption scores 0.
         references: clip -> its reference captions, for exactly the same clips.
-        metrics: some of `METRICS`: `bleu` (`Bleu_1` to `Bleu_4`), `rouge_l`, `cider`, `cider_d`. "CIDEr" of the COCO tools,
-            and of the papers that use them, is CIDEr-D: the two are one number under two names.
+        metrics: some of `METRICS`: `bleu` (`Bleu_1` to `Bleu_4`), `rouge_l`, `cider`, `cider_d`. "CIDEr" of
+            the COCO tools, and of the papers that use them, is CIDEr-D: one number under two names.
 
     Returns:
         Scores as fractions (CIDEr: 0 to 10) of the whole set and of each clip: `{"corpus": {"CIDEr": 0.53, ...},
