@@ -108,6 +108,9 @@ WORDS: list[Rule] = [
         rf"(?i:c{QUOTE}(?:est|mon)|o{QUOTE}o|e{QUOTE}er|li{QUOTE}l|cap{QUOTE}n|ev{QUOTE}ry|nat{QUOTE}l|s{QUOTE}mores)",
         None,
     ),
+    # Abbreviations behind which a letter starts a word.
+    (rf"((?i:{_any(ENDINGS)})\.)\S", None),
+    (rf"({_any(CAPITAL_ENDINGS + ' ' + CAPITAL_ENDINGS.upper())}\.)\S", None),
     # Hyphens, underscores, slashes, full stops, marks and ampersands within a word.
     (rf"{ALNUM}+(?:[-_]{ALNUM}+)+", None),
     ("[A-Za-z0-9][A-Za-z0-9.,]*(?:-[A-Za-z0-9]+)+", None),
@@ -122,9 +125,7 @@ WORDS: list[Rule] = [
     (rf"[A-Za-z](?:\.[A-Za-z])+\.(?:-{ALNUM}+)*|(?i:ph|ed)\.[dD]\.", None),
     (rf"[A-Za-z]\.(?!\s+{_any(SENTENCE_STARTS + ' ' + SENTENCE_STARTS.upper())}\s)", None),
     (rf"(?i:{_any(TITLES + ' ' + ENDINGS)})\.", None),
-    (rf"((?i:{_any(ENDINGS)})\.)\S", None),
     (rf"{_any(CAPITAL_ENDINGS + ' ' + CAPITAL_ENDINGS.upper())}\.", None),
-    (rf"({_any(CAPITAL_ENDINGS + ' ' + CAPITAL_ENDINGS.upper())}\.)\S", None),
     (rf"((?i:{_any(BEFORE_NUMBERS)})\.)\s*[{DIGIT}]", None),
     # Addresses.
     (rf"(?i:{ALNUM}+(?:\.{ALNUM}+)*\.{_any(FILE_TYPES)}(?!{ALNUM}))", None),
@@ -147,8 +148,8 @@ EITHER: list[Rule] = [
 ]
 MARKS_AND_SIGNS: list[Rule] = [
     (rf"(?i:'(?:[smd]|re|ve|ll)(?![A-Za-z])|{CURLY}(?:[smd]|re|ve|ll))", _plain),
-    (r"'t(?i:is|was)", lambda token: f"{token[:2]} {token[2:]}"),
-    (rf"(?i:{APOSTROPHE}(?:em|til|cause|n{APOSTROPHE}|n(?=\s|$)|[0-9][0-9](?=\s|$)|[2-9]0s))", None),
+    (r"'(?i:tis|twas)", lambda token: f"{token[:2]} {token[2:]}"),
+    (rf"(?i:{APOSTROPHE}(?:em|til|cause|n{APOSTROPHE}|n(?=\s|$)|[0-9][0-9](?=\s|$)|[2-9]0s)|{CURLY}n)", None),
     (rf"[@][A-Za-z_][A-Za-z0-9_]*|@+|#[{LETTER}]+|#+", None),
     (r"[!?]+|\*+|(?:\\\*)+|_+|<<|>>", None),
     (r"\.{3,5}|\.(?: \.){2,3}", lambda token: "..."),
