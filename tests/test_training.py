@@ -292,7 +292,7 @@ def test_accumulated_steps_log_the_loss_of_one_big_step(shapes, tmp_path):
 def test_exact_content_compares_meaning():
     reference = "a small red circle moves left, then it gets larger"
     captions = [
-        "a small red circle slides left and after that grows larger",
+        "a small red circle moves left and after that gets larger",
         "a small red circle gets larger, then it moves left",
         "a",
     ]

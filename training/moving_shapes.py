@@ -238,8 +238,8 @@ def _passage(content: Content, rng: np.random.Generator) -> list[tuple[str, np.n
     along = FRAME_SIZE / 2 + u * rng.uniform(22, 23) * (1 if content.actions[0] in ("right", "down") else -1)
     across = np.full(NUM_FRAMES, rng.uniform(12, FRAME_SIZE - 12))
     upright = content.actions[0] in ("left", "right")
-    path = (along, across) if upright else (across, along)
-    shape = _draw_shape(content.shape, *path, np.full(NUM_FRAMES, rng.uniform(7.2, 8)), np.ones(NUM_FRAMES))
+    x, y = (along, across) if upright else (across, along)
+    shape = _draw_shape(content.shape, x, y, np.full(NUM_FRAMES, rng.uniform(7.2, 8)), np.ones(NUM_FRAMES))
     from_middle = np.abs(np.arange(FRAME_SIZE) + 0.5 - FRAME_SIZE / 2 - rng.uniform(-1, 1))
     wall = np.clip(rng.uniform(12, 13.5) + 0.5 - from_middle, 0, 1).astype(np.float32)
     wall = np.broadcast_to(wall if upright else wall[:, None], shape.shape)
@@ -250,7 +250,8 @@ def _passage(content: Content, rng: np.random.Generator) -> list[tuple[str, np.n
 def _draw_shape(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """How much of each pixel a shape covers: (T, H, W) in [0, 1], from its signed distance."""
     rows, columns = np.mgrid[:FRAME_SIZE, :FRAME_SIZE].astype(np.float32) + 0.5
-    x, y, r, visible = (path.astype(np.float32)[:, None, None] for path in (x, y, radius, visible))
+    paths = np.stack([x, y, radius, visible])
+    x, y, r, visible = paths.astype(np.float32)[..., None, None]
     dx, dy = np.abs(columns - x), np.abs(rows - y)
     match shape:
         case "circle":
