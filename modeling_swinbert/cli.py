@@ -218,7 +218,7 @@ def _load_pipeline(
 
     from swinbert.processing import VideoCaptioningPipeline
 
-    try:
+    with _unusable_model(model):
         return pipeline(
             "video-captioning",
             model=model,
@@ -231,6 +231,13 @@ def _load_pipeline(
             revision=revision,
             **parameters,
         )
+
+
+@contextmanager
+def _unusable_model(model: str) -> Iterator[None]:
+    """Ends the command with one message, whatever keeps a model from loading."""
+    try:
+        yield
     except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         _fail(f"Cannot use the model {model!r}: {_explain(error)}")
 
@@ -299,12 +306,10 @@ def info(
     from swinbert.conversion import mask_statistics
 
     loading = {"trust_remote_code": trust_remote_code, "revision": revision}
-    try:
+    with _unusable_model(name):
         config = AutoConfig.from_pretrained(name, **loading)
         captions = type(config) in AutoModelForImageTextToText._model_mapping
         loaded = (AutoModelForImageTextToText if captions else AutoModel).from_pretrained(name, **loading)
-    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        _fail(f"Cannot use the model {name!r}: {_explain(error)}")
     typer.echo(f"{name}: {type(loaded).__name__}, {loaded.num_parameters():,} parameters, {loaded.dtype}")
     if config.model_type == "swinbert":
         typer.echo(f"sparse mask ({config.sparse_mask}): {mask_statistics(loaded) or 'none'}")
@@ -348,7 +353,7 @@ def convert(
 @app.command("make-shapes")
 def make_shapes(
     output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that does not exist yet, or is empty.")],
-    train: Annotated[int, typer.Option(min=0, metavar="N", help="Clips to train on.")] = 6000,
+    train: Annotated[int, typer.Option(min=0, metavar="N", help="Clips to train on.")] = 16000,
     validation: Annotated[int, typer.Option(min=0, metavar="N", help="Clips to validate on.")] = 200,
     test: Annotated[
         int, typer.Option(min=0, metavar="N", help="Clips to test on, with combinations that training lacks.")
@@ -602,10 +607,8 @@ def _tokenizer_and_length(model: str) -> tuple[Any, int]:
 
     import swinbert.processing  # noqa: F401  # makes our classes known to the Auto classes
 
-    try:
+    with _unusable_model(model):
         config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        _fail(f"Cannot use the model {model!r}: {_explain(error)}")
     return tokenizer, getattr(config, "max_caption_length", 50)
 
 
