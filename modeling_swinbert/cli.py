@@ -359,12 +359,20 @@ def make_shapes(
         int, typer.Option(min=0, metavar="N", help="Clips to test on, with combinations that training lacks.")
     ] = 300,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same files.")] = 0,
+    world: Annotated[
+        str, typer.Option(metavar="NAME", help="shapes; or tiles, with other shapes and words.")
+    ] = "shapes",
+    kinds: Annotated[
+        str, typer.Option(metavar="A,B", help="Kinds of clip: one action, two, or passing a wall.")
+    ] = "solo,sequence,passage",
 ):
     """Write a VideoFolder of short clips of moving shapes, each with several captions."""
     with _missing_extra("train"):
         from swinbert.training import moving_shapes
     try:
-        folder = moving_shapes.make_shapes(output, train=train, validation=validation, test=test, seed=seed)
+        folder = moving_shapes.make_shapes(
+            output, train=train, validation=validation, test=test, seed=seed, world=world, kinds=kinds.split(",")
+        )
     except (OSError, ValueError) as error:
         _fail(str(error))
     typer.echo(folder)
@@ -692,7 +700,7 @@ def _say(message: str) -> None:
 
 def _fail(message: str) -> NoReturn:
     _say(message)
-    raise typer.Exit(1)
+    sys.exit(1)  # not `typer.Exit`, a RuntimeError, which a handler on the way would take for another failure
 
 
 def main() -> None:
