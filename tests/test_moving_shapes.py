@@ -11,7 +11,16 @@ import pytest
 
 from swinbert.processing import decode_video
 from swinbert.training import moving_shapes
-from swinbert.training.moving_shapes import Content, all_contents, content, held_out, make_shapes, render, wordings
+from swinbert.training.moving_shapes import (
+    WORLDS,
+    Content,
+    all_contents,
+    content,
+    held_out,
+    make_shapes,
+    render,
+    wordings,
+)
 
 SOLO = Content("red", "circle", "small", ("left",))
 SEQUENCE = Content("red", "circle", "small", ("left", "grow"))
@@ -29,9 +38,10 @@ def centre(frame: np.ndarray, colour: str) -> np.ndarray:
     return np.array([rows.mean(), columns.mean(), len(rows)])
 
 
-def test_every_wording_is_read_back():
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_wording_is_read_back(world):
     # Hence no two contents share a wording.
-    for what in random.Random(0).sample(all_contents(), 60):
+    for what in random.Random(0).sample(all_contents(world), 60):
         said = wordings(what)
         assert len(set(said)) == len(said) == 4
         assert {content(caption) for caption in said} == {what}
@@ -132,6 +142,37 @@ def test_make_shapes(tmp_path):
         assert len(set(line["captions"])) == 4
         assert {content(caption) for caption in line["captions"]} == {said}
         assert held_out(said) == (line["split"] == "test")
+
+
+def test_worlds_share_no_colours_shapes_and_words_of_size():
+    first, second = (
+        {*world.colours, *world.shapes, *world.sizes.values(), *world.actions.values()} for world in WORLDS.values()
+    )
+    assert not first & second
+
+
+def test_shapes_of_the_second_world_differ_where_their_colour_does_not():
+    drawings = [
+        np.abs(drawn(Content("orange", shape, "large", ("blink",)))[-1].astype(int) - [245, 140, 30]).sum(-1) < 90
+        for shape in WORLDS["tiles"].shapes
+    ]
+    for one, other in itertools.combinations(drawings, 2):
+        assert (one ^ other).sum() > 40
+
+
+def test_make_shapes_of_another_world_and_of_some_kinds(tmp_path):
+    folder = make_shapes(tmp_path, train=8, validation=0, test=2, world="tiles", kinds=["sequence", "solo"])
+    known = [json.loads(line)["content"] for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert {each["shape"] for each in known} <= set(WORLDS["tiles"].shapes)
+    assert not any(each["relation"] for each in known)
+
+
+def test_make_shapes_refuses_unknown_worlds_and_kinds(tmp_path):
+    with pytest.raises(ValueError, match="No world 'clouds'; there are shapes, tiles"):
+        make_shapes(tmp_path, train=1, world="clouds")
+    for kinds in ([], ["duet"]):
+        with pytest.raises(ValueError, match="some of the kinds solo, sequence, passage"):
+            make_shapes(tmp_path, train=1, kinds=kinds)
 
 
 def test_make_shapes_refuses_a_folder_in_use_and_odd_numbers(tmp_path):

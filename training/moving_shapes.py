@@ -14,13 +14,15 @@ and `content` reads any of these ways back, so that captions are compared by wha
 The test split consists of combinations of colour, shape and first action that the other two never show (`held_out`);
 these show each colour with each shape, each shape with each action, and each action with each colour.
 
+A second world, "tiles", has other colours, shapes and words for the same events: for transfer between datasets.
+
     make_shapes("shapes", train=16000, validation=200, test=300, seed=0)
 """
 
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -76,6 +78,69 @@ _TEMPLATES = {
         "{subject} {first} and goes {relation} a {wall} wall",
     ),
 }
+# How often each kind of clip is drawn.
+KINDS = {"solo": 0.35, "sequence": 0.4, "passage": 0.25}
+
+
+@dataclass(frozen=True)
+class World:
+    """What clips show, and the words for it: `sizes`, `actions` and `relations` by the names that `Content` has."""
+
+    colours: dict[str, tuple[int, int, int]]
+    shapes: tuple[str, ...]
+    sizes: dict[str, str]
+    actions: dict[str, str]
+    relations: dict[str, str]
+    templates: dict[str, tuple[str, ...]]
+
+
+# No two worlds share a colour, a shape or a word for a size: a content, and a sentence, is of one world.
+WORLDS = {
+    "shapes": World(COLOURS, SHAPES, dict(zip(SIZES, SIZES, strict=True)), ACTIONS, RELATIONS, _TEMPLATES),
+    "tiles": World(
+        colours={
+            "orange": (245, 140, 30),
+            "cyan": (50, 220, 225),
+            "pink": (250, 150, 190),
+            "lime": (170, 235, 60),
+            "grey": (150, 150, 150),
+            "brown": (130, 75, 35),
+        },
+        shapes=("square", "triangle", "frame"),
+        sizes={"small": "tiny", "large": "big"},
+        actions={
+            "left": "slides leftwards",
+            "right": "slides rightwards",
+            "up": "climbs",
+            "down": "sinks",
+            "grow": "swells",
+            "shrink": "dwindles",
+            "blink": "flashes two times",
+            "bounce": "hops two times",
+        },
+        relations={"behind": "beneath", "front": "across"},
+        templates={
+            "solo": (
+                "watch {subject} that {first}",
+                "watch {subject} that {first} all alone",
+                "watch {subject} that {first} from start to end",
+                "watch {subject} that {first} once more",
+            ),
+            "sequence": (
+                "watch {subject} that {first} before it {second}",
+                "watch {subject} that {first} until it {second}",
+                "watch {subject} that {first}, whereupon it {second}",
+                "watch {subject} that {first} and finally {second}",
+            ),
+            "passage": (
+                "watch {subject} that {first} {relation} a {wall} beam",
+                "watch {subject} that {first} right {relation} a {wall} beam",
+                "watch {subject} that {first}, moving {relation} a {wall} beam",
+                "watch {subject} that {first} straight {relation} a {wall} beam",
+            ),
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -96,16 +161,21 @@ class Content:
             return "passage"
         return "solo" if len(self.actions) == 1 else "sequence"
 
+    @property
+    def world(self) -> World:
+        return next(each for each in WORLDS.values() if self.shape in each.shapes)
 
-def all_contents() -> list[Content]:
-    """Every content of the world: solos, sequences, passages."""
-    things = list(itertools.product(COLOURS, SHAPES, SIZES))
+
+def all_contents(world: str = "shapes") -> list[Content]:
+    """Every content of a world: solos, sequences, passages."""
+    colours, shapes = WORLDS[world].colours, WORLDS[world].shapes
+    things = list(itertools.product(colours, shapes, SIZES))
     one_or_two = [(action,) for action in ACTIONS] + list(itertools.permutations(ACTIONS, 2))
     alone = [Content(*thing, actions) for actions in one_or_two for thing in things]
     passages = [
         Content(colour, shape, "small", (direction,), relation, wall)
-        for colour, wall in itertools.permutations(COLOURS, 2)
-        for shape, direction, relation in itertools.product(SHAPES, DIRECTIONS, RELATIONS)
+        for colour, wall in itertools.permutations(colours, 2)
+        for shape, direction, relation in itertools.product(shapes, DIRECTIONS, RELATIONS)
     ]
     return alone + passages
 
@@ -113,9 +183,10 @@ def all_contents() -> list[Content]:
 def held_out(content: Content) -> bool:
     """Whether only the test split may show `content`: a sixth of all triples of colour, shape and first action, so
     chosen that training shows every pair of the three."""
-    names: tuple[Iterable[str], ...] = (COLOURS, SHAPES, ACTIONS)
+    world = content.world
+    names: tuple[Iterable[str], ...] = (world.colours, world.shapes, world.actions)
     triple = (content.colour, content.shape, content.actions[0])
-    return sum(list(each).index(name) for each, name in zip(names, triple, strict=True)) % len(COLOURS) == 0
+    return sum(list(each).index(name) for each, name in zip(names, triple, strict=True)) % len(world.colours) == 0
 
 
 # ---------------------------------------------------------------------------------------------------- content <-> words
@@ -123,20 +194,21 @@ def held_out(content: Content) -> bool:
 
 def wordings(content: Content) -> list[str]:
     """Every way to say `content`."""
+    world = content.world
     return [
         template.format(
-            subject=f"a {content.size} {content.colour} {content.shape}",
-            first=ACTIONS[content.actions[0]],
-            second=ACTIONS[content.actions[-1]],
-            relation=RELATIONS.get(content.relation or ""),
+            subject=f"a {world.sizes[content.size]} {content.colour} {content.shape}",
+            first=world.actions[content.actions[0]],
+            second=world.actions[content.actions[-1]],
+            relation=world.relations.get(content.relation or ""),
             wall=content.wall,
         )
-        for template in _TEMPLATES[content.kind]
+        for template in world.templates[content.kind]
     ]
 
 
 def content(caption: str) -> Content | None:
-    """What `caption` says, or `None` where it is no sentence of this world.
+    """What `caption` says, or `None` where it is no sentence of any of the worlds.
 
     Capitals, a final full stop, the space before punctuation and "the" for "a" do not matter; everything else does.
     """
@@ -148,7 +220,7 @@ def content(caption: str) -> Content | None:
     said = match.groupdict()
     actions = tuple(_MEANING[said[name]] for name in ("first", "second") if name in said)
     relation = _MEANING.get(said.get("relation", ""))
-    result = Content(said["colour"], said["shape"], said["size"], actions, relation, said.get("wall"))
+    result = Content(said["colour"], said["shape"], _MEANING[said["size"]], actions, relation, said.get("wall"))
     return result if result in _EVERYTHING else None
 
 
@@ -156,21 +228,29 @@ def _sentence_patterns() -> Iterator[re.Pattern]:
     def one_of(name: str, words) -> str:
         return f"(?P<{name}>{'|'.join(map(re.escape, words))})"
 
-    for template in itertools.chain(*_TEMPLATES.values()):
-        yield re.compile(
-            template.format(
-                subject=f"a {one_of('size', SIZES)} {one_of('colour', COLOURS)} {one_of('shape', SHAPES)}",
-                first=one_of("first", ACTIONS.values()),
-                second=one_of("second", ACTIONS.values()),
-                relation=one_of("relation", RELATIONS.values()),
-                wall=one_of("wall", COLOURS),
+    for world in WORLDS.values():
+        for template in itertools.chain(*world.templates.values()):
+            subject = f"a {one_of('size', world.sizes.values())} {one_of('colour', world.colours)}"
+            yield re.compile(
+                template.format(
+                    subject=f"{subject} {one_of('shape', world.shapes)}",
+                    first=one_of("first", world.actions.values()),
+                    second=one_of("second", world.actions.values()),
+                    relation=one_of("relation", world.relations.values()),
+                    wall=one_of("wall", world.colours),
+                )
             )
-        )
 
 
 _PATTERNS = tuple(_sentence_patterns())
-_MEANING = {words: meaning for table in (ACTIONS, RELATIONS) for meaning, words in table.items()}
-_EVERYTHING = frozenset(all_contents())
+_MEANING = {
+    words: meaning
+    for world in WORLDS.values()
+    for table in (world.sizes, world.actions, world.relations)
+    for meaning, words in table.items()
+}
+_EVERYTHING = frozenset(itertools.chain(*map(all_contents, WORLDS)))
+_PALETTE = {name: rgb for world in WORLDS.values() for name, rgb in world.colours.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ content -> clip
@@ -190,7 +270,7 @@ def render(content: Content, rng: np.random.Generator) -> np.ndarray:
     else:
         layers = [(content.colour, _draw_shape(content.shape, *_act_out(content, rng)))]
     for colour, opacity in layers:
-        shade = np.clip(np.array(COLOURS[colour]) + rng.uniform(-12, 12, 3), 0, 255)
+        shade = np.clip(np.array(_PALETTE[colour]) + rng.uniform(-12, 12, 3), 0, 255)
         frames = frames + opacity[..., None] * (shade.astype(np.float32) - frames)
     return frames.round().clip(0, 255).astype(np.uint8)
 
@@ -260,6 +340,12 @@ def _draw_shape(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, vi
             distance = np.abs(np.hypot(dx, dy) - 0.75 * r) - 0.2 * r
         case "cross":
             distance = np.minimum(np.maximum(dx - r, dy - 0.28 * r), np.maximum(dy - r, dx - 0.28 * r))
+        case "square":
+            distance = np.maximum(dx, dy) - 0.85 * r
+        case "triangle":
+            distance = np.maximum(rows - y - 0.8 * r, 0.894 * dx + 0.447 * (y - rows) - 0.447 * r)
+        case "frame":
+            distance = np.abs(np.maximum(dx, dy) - 0.7 * r) - 0.2 * r
     return np.clip(0.5 - distance, 0, 1) * visible
 
 
@@ -279,7 +365,14 @@ def write_clip(path: str | Path, frames: np.ndarray) -> None:
 
 
 def make_shapes(
-    output_dir: str | Path, *, train: int = 16000, validation: int = 200, test: int = 300, seed: int = 0
+    output_dir: str | Path,
+    *,
+    train: int = 16000,
+    validation: int = 200,
+    test: int = 300,
+    seed: int = 0,
+    world: str = "shapes",
+    kinds: Sequence[str] = tuple(KINDS),
 ) -> Path:
     """Writes a VideoFolder of moving shapes: `<split>/<number>.mp4` and `metadata.jsonl`.
 
@@ -290,39 +383,53 @@ def make_shapes(
         output_dir: a folder that does not exist or is empty.
         train, validation, test: number of clips of each split.
         seed: seed of everything random.
+        world: one of `WORLDS`.
+        kinds: some of `KINDS`, which keep their relative frequencies.
 
     Returns:
         `output_dir` as a `Path`.
 
     Raises:
-        ValueError: a negative number of clips, or none at all.
+        ValueError: a negative number of clips, or none at all; a world or kind that does not exist.
         FileExistsError: `output_dir` holds something already.
     """
     sizes = {"train": train, "validation": validation, "test": test}
     if min(sizes.values()) < 0 or not sum(sizes.values()) or seed < 0:
         raise ValueError(f"Expected numbers of clips >= 0, not all 0, and a seed >= 0; got {sizes} and seed {seed}.")
+    if world not in WORLDS:
+        raise ValueError(f"No world {world!r}; there are {', '.join(WORLDS)}.")
+    if not kinds or set(kinds) - set(KINDS):
+        raise ValueError(f"Expected some of the kinds {', '.join(KINDS)}; got {', '.join(kinds) or 'none'}.")
     output_dir = Path(output_dir)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise FileExistsError(f"{output_dir} is not empty: name another folder, or empty this one.")
 
     known: list[Content] = []
     unseen: list[Content] = []
-    for each in all_contents():
+    for each in all_contents(world):
         (unseen if held_out(each) else known).append(each)
+    weights = {kind: weight for kind, weight in KINDS.items() if kind in kinds}
     clips = [(split, number) for split, size in sizes.items() for number in range(size)]
     console = Console(stderr=True)
     lines = []
     for split, number in track(clips, "Moving shapes", console=console, disable=not console.is_terminal):
         rng = np.random.default_rng([seed, list(sizes).index(split), number])
-        line = _write_example(output_dir, split, number, unseen if split == "test" else known, rng)
+        line = _write_example(output_dir, split, number, unseen if split == "test" else known, weights, rng)
         lines.append(json.dumps(line) + "\n")
     # Written last, so that a folder with this file is complete.
     (output_dir / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     return output_dir
 
 
-def _write_example(folder: Path, split: str, number: int, contents: list[Content], rng: np.random.Generator) -> dict:
-    kind = rng.choice(["solo", "sequence", "passage"], p=[0.35, 0.4, 0.25])
+def _write_example(
+    folder: Path,
+    split: str,
+    number: int,
+    contents: list[Content],
+    kinds: dict[str, float],
+    rng: np.random.Generator,
+) -> dict:
+    kind = rng.choice(list(kinds), p=[weight / sum(kinds.values()) for weight in kinds.values()])
     of_kind = [each for each in contents if each.kind == kind]
     chosen = of_kind[rng.integers(len(of_kind))]
     file_name = f"{split}/{number:06d}.mp4"
