@@ -207,6 +207,18 @@ def test_parameter_groups_are_the_originals(tmp_path):
     assert not found
 
 
+def test_the_mask_may_have_a_rate_of_its_own(tmp_path):
+    arguments = SwinBertTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-3, backbone_lr_factor=1.0, mask_lr_factor=20.0
+    )
+    model = golden.tiny_model("e8", "soft")
+    groups = VideoCaptioningTrainer(model=model, args=arguments).parameter_groups(model)
+    (mask,) = [group for group in groups if group["lr"] != 1e-3]
+    assert (mask["lr"], mask["weight_decay"]) == (0.02, 0.2)
+    assert [id(each) for each in mask["params"]] == [id(model.model.sparse_mask.weight)]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
 # ---------------------------------------------------------------------------------------------------- recipe, and run
 
 

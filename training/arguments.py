@@ -117,6 +117,7 @@ class SwinBertTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default="outputs", metadata={"help": "Where checkpoints and the model go."})
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of all but the backbone."})
     backbone_lr_factor: float = field(default=0.05, metadata={"help": "The backbone's learning rate over the rest's."})
+    mask_lr_factor: float = field(default=1.0, metadata={"help": "The sparse mask's learning rate over the rest's."})
     weight_decay: float = field(default=0.2, metadata={"help": "Weight decay of matrices (see trainer.py)."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of linear warm-up, or below 1 a share of all."})
     seed: int = field(default=88, metadata={"help": "Seed of the whole run."})

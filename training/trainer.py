@@ -29,25 +29,31 @@ class VideoCaptioningTrainer(CheckpointingTrainer):
         self._caption_losses: list[torch.Tensor] = []
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW on four groups: backbone and rest, with and without weight decay; the backbone's rate is a share."""
+        """AdamW on groups, each with and without weight decay: backbone, sparse mask (where it has a rate of its own),
+        and the rest."""
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             self.optimizer: torch.optim.Optimizer = cls(self.parameter_groups(model or self.model), **kwargs)
         return self.optimizer
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                key = ("video_encoder." in name, not any(part in name for part in _NO_DECAY))
+                backbone, factor = "video_encoder." in name, 1.0
+                if backbone:
+                    factor = self.args.backbone_lr_factor
+                elif "sparse_mask." in name:
+                    factor = self.args.mask_lr_factor
+                key = (backbone, factor, not any(part in name for part in _NO_DECAY))
                 groups.setdefault(key, []).append(parameter)
         return [
             {
                 "params": parameters,
-                "lr": self.args.learning_rate * (self.args.backbone_lr_factor if backbone else 1.0),
+                "lr": self.args.learning_rate * factor,
                 "weight_decay": self.args.weight_decay if decays else 0.0,
             }
-            for (backbone, decays), parameters in groups.items()
+            for (_, factor, decays), parameters in groups.items()
         ]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
