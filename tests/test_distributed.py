@@ -20,7 +20,7 @@ from swinbert.training.checkpoints import RunError
 from swinbert.training.processes import check_world
 
 LAUNCHED = Path(__file__).with_name("launched.py")
-RECIPES = tiny_run.RECIPE.parent
+RECIPES = Path(train.__file__).parent / "recipes"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--redirects", "3"]
 ACCELERATE = [
     *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"),

@@ -168,7 +168,7 @@ def check_space(args: TrainingArguments, model: nn.Module) -> None:
     free = shutil.disk_usage(str(args.output_dir)).free
     if free < needed:
         raise RunError(
-            f"A checkpoint takes {needed / 1e6:.0f} MB, but {args.output_dir} has {free / 1e6:.0f} MB left: make room,"
+            f"A checkpoint takes {needed / 1e6:.1f} MB, but {args.output_dir} has {free / 1e6:.1f} MB left: make room,"
             " or give another --output_dir."
         )
 
@@ -221,7 +221,7 @@ class CheckpointingTrainer(Trainer):
             last, free = get_last_checkpoint(str(output)), shutil.disk_usage(output).free
             raise RunError(
                 f"The checkpoint of step {self.state.global_step} could not be written to {output}, which has"
-                f" {free / 1e6:.0f} MB left: {error}. "
+                f" {free / 1e6:.1f} MB left: {error}. "
                 + (f"{last} is whole: set right what is wrong, and the same command goes on from it." if last else "")
             ) from error
         finally:

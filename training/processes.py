@@ -41,6 +41,12 @@ def check_world(args: TrainingArguments, objective: str | None = None) -> None:
         raise RunError("scst wants whole weights in each process: instead of ZeRO-3 or FSDP use ZeRO-2, or neither.")
 
 
+def read_by_all(args: Any) -> None:
+    """Lets each process read a whole stream and take its share of the batches: by default one would read for all, which
+    cannot be shared out where captions differ in length from batch to batch."""
+    args.accelerator_config.dispatch_batches = False
+
+
 def leave_world() -> None:
     """Ends what connects the processes, when all are done: without, one may abort on its way out."""
     if dist.is_available() and dist.is_initialized():

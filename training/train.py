@@ -25,7 +25,7 @@ from swinbert.training.data import ClipDataset, ClipStream, captions_of, load_cl
 from swinbert.training.frame_cache import FrameCache
 from swinbert.training.initialization import load_model
 from swinbert.training.monitoring import CaptionMetrics, plot_history
-from swinbert.training.processes import check_world, leave_world, loaded_whole
+from swinbert.training.processes import check_world, leave_world, loaded_whole, read_by_all
 from swinbert.training.scst import SelfCriticalTrainer
 from swinbert.training.trainer import VideoCaptioningTrainer
 
@@ -67,6 +67,7 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
     changed = {"max_shift": data_args.max_shift, "skip_unreadable": data_args.skip_unreadable}
     train_dataset: ClipDataset | ClipStream
     if data_args.streaming:
+        read_by_all(training_args)
         train_dataset = ClipStream(train_clips, shuffle_buffer=data_args.shuffle_buffer, **changed, **dataset)
     else:
         dataset["keep_frames"] = data_args.keep_frames
