@@ -24,13 +24,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_swinbert import SwinBertConfig
 from .generation_swinbert import SwinBertGenerationMixin
-from .modeling_video_swin_swinbert import VideoSwinModel, eager_attention_forward
+from .modeling_video_swin_swinbert import SafetensorsModel, VideoSwinModel, eager_attention_forward
 
 KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
@@ -352,7 +352,7 @@ class SwinBertLMHead(nn.Module):
         return self.decoder(self.transform(hidden_states))
 
 
-class SwinBertPreTrainedModel(PreTrainedModel):
+class SwinBertPreTrainedModel(SafetensorsModel):
     config: SwinBertConfig
     config_class = SwinBertConfig
     base_model_prefix = "model"
@@ -688,6 +688,7 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
         super().__init__(config)
         self.model = SwinBertModel(config)
         self.lm_head = SwinBertLMHead(config)
+        self.add_model_tags(["video-captioning", "swinbert", "video-swin", "custom_code"])
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -171,6 +171,10 @@ class VideoCaptioningPipeline(Pipeline):
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any):
+        """As every `push_to_hub`; a new card has the tags of the model."""
+        return super().push_to_hub(repo_id, **{"tags": self.model.model_tags, **kwargs})
+
     @property
     def _is_git(self) -> bool:
         return self.model.config.model_type == "git"

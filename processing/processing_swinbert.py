@@ -29,6 +29,9 @@ _JOINED = (
     (" 're", "'re"),
 )
 
+# Left in the tokenizer by the way it was loaded; saved, they would make equal repositories differ.
+_LOADING_ARGUMENTS = ("dtype", "is_local", "local_files_only")
+
 
 class SwinBertProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Captions are padded to the longest of the call and cut to `max_length`, the tokenizer's own if not given."""
@@ -86,6 +89,8 @@ class SwinBertProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """transformers' own, but leaves the processor as it was: `auto_map` belongs to the folder, not to it."""
+        for name in _LOADING_ARGUMENTS:
+            self.tokenizer.init_kwargs.pop(name, None)
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         self.__dict__.pop("auto_map", None)
         return files

@@ -4,12 +4,19 @@ Shapes: B clips, T frames, C channels, H and W pixels, later T, H and W tokens; 
 channels-last, (B, T, H, W, C), from the patch embedding on.
 """
 
+import hashlib
 import itertools
+import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -302,7 +309,80 @@ class VideoSwinStage(nn.Module):
         return hidden_states, tuple(attentions)
 
 
-class VideoSwinPreTrainedModel(PreTrainedModel):
+class SafetensorsModel(PreTrainedModel):
+    """A model whose weights are never read from a pickle, which could run code, and are those that the Hub names."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any):
+        """
+        The library's, from `.safetensors` only.
+
+        Raises:
+            ValueError: `use_safetensors=False` asks for a pickle.
+            OSError: the folder or repository has no safetensors, their download is not what the Hub has, and whatever
+                else the library raises.
+        """
+        started = time.time()
+        mend = (
+            "pytorch_model.bin and other pickles are never opened, since they can run code. Released weights become"
+            " safetensors by `swinbert convert --checkpoint FILE --output DIR`; of your own model, `save_pretrained`"
+            " writes them."
+        )
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(f"`use_safetensors=False` is refused: {mend}")
+        try:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, **{**kwargs, "use_safetensors": True}
+            )
+        except OSError as error:
+            # The library's advice would be to turn safetensors off.
+            if not any(found in str(error) for found in ("no file named", "not appear to have a file named model")):
+                raise
+            raise OSError(f"{pretrained_model_name_or_path} has no model.safetensors. {mend}") from error
+        finally:
+            if not os.path.isdir(str(pretrained_model_name_or_path)):
+                check_downloads(
+                    str(pretrained_model_name_or_path), started, kwargs.get("cache_dir"), kwargs.get("revision")
+                )
+
+
+def check_downloads(
+    repo_id: str, since: float, cache_dir: str | os.PathLike | None = None, revision: str | None = None
+) -> None:
+    """
+    Compares weights in the Hub's cache with the SHA-256 that the Hub named: of a plain download, only the size is
+    checked elsewhere. Damaged files leave the cache.
+
+    Args:
+        repo_id, cache_dir, revision: as for `from_pretrained`.
+        since: seconds since 1970; what was in the cache before is left alone.
+
+    Raises:
+        OSError: a file is not what it should be.
+    """
+    try:
+        config = try_to_load_from_cache(repo_id, "config.json", cache_dir, revision)
+    except ValueError:  # not a name of the Hub
+        return
+    for link in Path(config).parent.glob("*.safetensors") if isinstance(config, str) else ():
+        file = link.resolve()  # named by its SHA-256
+        # Clocks of file systems are coarse.
+        if not re.fullmatch(r"[0-9a-f]{64}", file.name) or file.stat().st_ctime < since - 2:
+            continue
+        digest = hashlib.sha256()
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != file.name:
+            link.unlink()
+            file.unlink()
+            raise OSError(
+                f"The download of {link.name} from {repo_id} is damaged: its SHA-256 is {digest.hexdigest()}, not"
+                f" {file.name}. It is removed from the cache: load it again."
+            )
+
+
+class VideoSwinPreTrainedModel(SafetensorsModel):
     config: VideoSwinConfig
     config_class = VideoSwinConfig
     base_model_prefix = "video_encoder"
@@ -389,4 +469,4 @@ class VideoSwinModel(VideoSwinPreTrainedModel):
         )
 
 
-__all__ = ["VideoSwinModel", "VideoSwinModelOutput", "VideoSwinPreTrainedModel"]
+__all__ = ["SafetensorsModel", "VideoSwinModel", "VideoSwinModelOutput", "VideoSwinPreTrainedModel"]
