@@ -656,6 +656,34 @@ def harden(
     typer.echo(report)
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a SwinBERT model and its processor.")],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="On the Hub; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Made if it does not exist; main if absent.")
+    ] = None,
+):
+    """
+    Check that a folder is complete and holds no pickle, and upload it to the Hub.
+
+    Only what has changed is uploaded, and the same command goes on after an interruption. A folder without README.md
+    gets a first model card, for you to complete. Prints the commit, for revision=.
+    """
+    _quiet_transformers()
+    from swinbert.hub import PushError
+    from swinbert.hub import push as push_folder
+
+    try:
+        commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)
+    except (PushError, OSError) as error:
+        _fail(str(error))
+    if wrote_card:
+        _say(f"{folder / 'README.md'} is a first model card: complete it, and push again.")
+    typer.echo(commit.commit_url)
+
+
 @contextmanager
 def _missing_extra(extra: str) -> Iterator[None]:
     try:

@@ -9,6 +9,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted([*ROOT.glob("modeling_swinbert/*_swinbert.py"), *ROOT.glob("processing/*_swinbert.py")])
@@ -36,6 +37,13 @@ def test_shipped_modules_import_what_remote_code_may(file):
     for line in file.read_text().splitlines():
         if line.strip().startswith("from ."):
             assert line.split()[1].removeprefix(".") in NAMES, f"the loader reads {line!r} as an import"
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_loader_of_remote_code_finds_and_demands_no_more(file):
+    """As it reads a file itself: by its text for siblings, and without regard to what is called."""
+    assert set(get_relative_imports(file)) <= NAMES
+    assert {name.split(".")[0] for name in get_imports(file)} - sys.stdlib_module_names <= DEMANDED
 
 
 @pytest.mark.parametrize("entry", ["modeling_swinbert", "processing_swinbert"])

@@ -92,6 +92,7 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
         "eval_dataset": ClipDataset(eval_clips, **dataset) if eval_clips else None,
         "processing_class": processor,
         "compute_metrics": metrics,
+        "data": data_args,
         "run": describe_run(
             training_args,
             model_args,
@@ -147,12 +148,13 @@ def run(trainer: VideoCaptioningTrainer) -> dict[str, float]:
 
 
 def finish(trainer: VideoCaptioningTrainer, metrics: dict[str, float]) -> dict[str, float]:
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # pushed below, with its card
     metrics = {**metrics, **(trainer.evaluate() if trainer.eval_dataset is not None else {})}
     trainer.save_metrics("all", metrics)
     trainer.save_state()
     if trainer.is_world_process_zero():
         plot_history(trainer.state.log_history, Path(str(trainer.args.output_dir)) / "training.png")
+    trainer.publish()
     return metrics
 
 

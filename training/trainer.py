@@ -7,15 +7,15 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from swinbert.training.checkpoints import CheckpointingTrainer
 from swinbert.training.processes import whole
+from swinbert.training.publishing import PublishingTrainer
 
 # Any part of a name that keeps a parameter from weight decay. As in the original, the normalisations of the backbone
 # (`norm1`, ...) and the sparse mask decay, its table of relative positions (`..._bias_table`) does not.
 _NO_DECAY = ("bias", "LayerNorm.weight")
 
 
-class VideoCaptioningTrainer(CheckpointingTrainer):
+class VideoCaptioningTrainer(PublishingTrainer):
     """
     Trains and evaluates a [`SwinBertForVideoCaptioning`] on batches of a [`CaptionCollator`].
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import ModelCardData
 from torch import nn
 from transformers import AutoTokenizer, BertTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
@@ -27,7 +26,7 @@ from swinbert.conversion.files import (
 )
 from swinbert.conversion.inflation import inflate
 from swinbert.conversion.names import KINDS, expect_kind, map_names
-from swinbert.model_cards import render_card
+from swinbert.model_cards import captioner_card
 from swinbert.modeling_swinbert import SwinBertForVideoCaptioning
 from swinbert.modeling_video_swin_swinbert import VideoSwinModel
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor, VideoCaptioningPipeline
@@ -360,15 +359,9 @@ def _fit_tokenizer(
     tokenizer.model_max_length = config.max_position_embeddings
 
 
-def _frame_size(config: SwinBertConfig) -> tuple[int, int]:
-    """(H, W) in pixels."""
-    size = config.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def _video_processor(config: SwinBertConfig) -> SwinBertVideoProcessor:
     """Uniform sampling, the short side resized, the centre cropped: the original's evaluation."""
-    height, width = _frame_size(config)
+    height, width = config.vision_config.frame_size
     return SwinBertVideoProcessor(
         num_frames=config.num_frames,
         size={"shortest_edge": max(height, width)},
@@ -420,7 +413,6 @@ def _training(arguments: Mapping[str, Any]) -> str:
 
 def _card(report: ConversionReport, config: SwinBertConfig, arguments: Mapping[str, Any]) -> str:
     """`template.md` for a converted checkpoint, without the paths of the machine that converted it."""
-    height, width = _frame_size(config)
     public = replace(
         report,
         source=Path(report.source).name,
@@ -428,30 +420,14 @@ def _card(report: ConversionReport, config: SwinBertConfig, arguments: Mapping[s
         args=report.args and Path(report.args).name,
         tokenizer=report.tokenizer and Path(report.tokenizer).name,
     )
-    return render_card(
-        ModelCardData(
-            language="en",
-            license="other",
-            library_name="transformers",
-            pipeline_tag="video-text-to-text",
-            tags=["video-captioning", "swinbert", "video-swin", "custom_code"],
-        ),
+    return captioner_card(
+        config,
         title=report.output.name,
         summary=(
             f"A SwinBERT checkpoint, converted from `{Path(report.source).name}` with `swinbert convert`. It describes"
             " a short clip in one sentence."
         ),
-        sampling=(
-            f"{config.num_frames} frames, evenly spaced from the first to the last of the clip; the short side resized"
-            f" to {max(height, width)} pixels (bilinear), the centre {height} x {width} cropped, ImageNet mean and"
-            " standard deviation. The processor in this folder does all of it."
-        ),
         training=_training(arguments),
         evaluation="Not measured with this package.",
-        limits=(
-            "It knows the words and events of the data that it was trained on, hears no sound and does not read text in"
-            " the picture. It describes people as its annotators did, with their assumptions about gender and role: do"
-            " not use it to identify people or to decide about them."
-        ),
         provenance=f"```\n{public}\n```\n\nThe weights stay under the licence of whoever released them.",
     )

@@ -379,6 +379,8 @@ class SwinBertPreTrainedModel(SafetensorsModel):
             auto_map = {name: f"modeling_swinbert.{type(self).__name__}" for name in self._auto_classes}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
             self.config.custom_pipelines = _CUSTOM_PIPELINES
+        # As loading sets it, so that a model of a configuration and one of a folder write the same.
+        self.config.vision_config.dtype = self.dtype
         return super().save_pretrained(save_directory, **kwargs)
 
 

@@ -347,7 +347,7 @@ class SafetensorsModel(PreTrainedModel):
 
 
 def check_downloads(
-    repo_id: str, since: float, cache_dir: str | os.PathLike | None = None, revision: str | None = None
+    repo_id: str, since: float, cache_dir: str | Path | None = None, revision: str | None = None
 ) -> None:
     """
     Compares weights in the Hub's cache with the SHA-256 that the Hub named: of a plain download, only the size is

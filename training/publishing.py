@@ -1,0 +1,197 @@
+"""A run on the Hub: a repository that is whole at every push and holds no pickle, with a card written from the run."""
+
+import fnmatch
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, upload_folder
+from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from swinbert.hub import NOT_PUSHED
+from swinbert.model_cards import captioner_card
+from swinbert.training.arguments import DataArguments
+from swinbert.training.checkpoints import RUN_NAME, CheckpointingTrainer, RunError, say
+
+# What makes a checkpoint a model; the rest of its files is there to go on training from.
+_MODEL_FILES = ("*.safetensors", "*.json", "*_swinbert.py")
+_OF_TRAINING = (TRAINER_STATE_NAME, RUN_NAME)
+# Logged at evaluation -> the Hub's name of the metric, and the usual one.
+_METRICS = {
+    "eval_Bleu_4": ("bleu", "BLEU-4"),
+    "eval_METEOR": ("meteor", "METEOR"),
+    "eval_ROUGE_L": ("rouge", "ROUGE-L"),
+    "eval_CIDEr": ("cider", "CIDEr"),
+    "eval_exact_content": ("accuracy", "Exactly right content"),
+}
+_TOLD = (
+    *("objective", "model", "backbone", "text_encoder", "mask", "freeze", "max_steps", "num_train_epochs"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "processes", "captions_per_clip"),
+    *("learning_rate", "backbone_lr_factor", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("mask_prob", "max_masked_tokens", "random_crop", "max_shift", "bf16", "fp16", "seed"),
+)
+
+
+class PublishingTrainer(CheckpointingTrainer):
+    """
+    `Trainer` whose pushes, where they are asked for, hold all that `from_pretrained` needs.
+
+    Args:
+        data: what the run is trained on, for the card.
+    """
+
+    def __init__(self, *args: Any, data: DataArguments | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.data = data
+
+    def publish(self) -> None:
+        """
+        Writes the card, and pushes the model if the arguments say so; all processes call it.
+
+        Raises:
+            RunError: the push failed; what was trained is whole in `output_dir`.
+        """
+        if not self.args.push_to_hub:
+            self.create_model_card()
+            return
+        try:
+            self.push_to_hub(revision=self.args.hub_revision)
+        except Exception as error:
+            raise RunError(
+                f"{self.args.output_dir} holds the model, whole, but it could not be pushed: {error}\nWhen that is"
+                f" mended: swinbert push {self.args.output_dir} {self.hub_model_id}"
+            ) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            # A pickle that nobody reads: the arguments are in RUN_NAME, and on the card.
+            Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero():
+            self._push_checkpoint(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: `Trainer` calls it before the checkpoint is in its place."""
+
+    def _push_checkpoint(self, checkpoint: Path) -> None:
+        """Uploads it in the background. While the one before is on its way, not, or with `hub_always_push` after it."""
+        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        self._finish_current_push()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        output = Path(str(self.args.output_dir))
+        for file in checkpoint.iterdir():
+            if file.name not in _OF_TRAINING and any(fnmatch.fnmatch(file.name, each) for each in _MODEL_FILES):
+                shutil.copy(file, output / file.name)
+        self.create_model_card()
+        common: dict[str, Any] = {
+            "repo_id": self.hub_model_id,
+            "commit_message": f"Training in progress, step {self.state.global_step}",
+            "token": self.args.hub_token,
+            "revision": self.args.hub_revision,
+            "run_as_future": True,
+        }
+        jobs = [upload_folder(folder_path=output, ignore_patterns=list(NOT_PUSHED), **common)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            place = "last-checkpoint" if last else checkpoint.name
+            jobs.append(upload_folder(folder_path=checkpoint, path_in_repo=place, **common))
+        self.push_in_progress = PushInProgress(jobs)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        if getattr(self, "push_in_progress", None) is not None:
+            for job in self.push_in_progress.jobs:
+                if error := job.exception():
+                    say(f"A checkpoint could not be pushed, training goes on: {error}")
+            self.push_in_progress = None
+
+    def create_model_card(self, model_name: str | None = None, **_: Any) -> None:
+        """Writes README.md into `output_dir`; of `Trainer`'s arguments, only the name is used."""
+        if not self.is_world_process_zero():
+            return
+        output = Path(str(self.args.output_dir))
+        name = (model_name or self.hub_model_id or output.resolve().name).split("/")[-1]
+        (output / "README.md").write_text(self._card(name), encoding="utf-8")
+
+    def _card(self, name: str) -> str:
+        run = {key: value for key, value in self.run.items() if value not in (None, "", [], False)}
+        steps = f"{self.state.global_step:,} steps ({self.state.epoch or 0:.1f} epochs) of `swinbert train`"
+        if self.data is None:
+            trained_on = f"{steps}."
+        else:
+            captions = f" (captions: {run['captions']})" if "captions" in run else ""
+            trained_on = f"{steps} on the split `{self.data.train_split}` of {_named(self.data.dataset)}{captions}."
+        told = [f"- `{key}`: {_named(run[key])}" for key in _TOLD if key in run]
+        results = self._results()
+        started = [f"`{key}` {_named(run[key])}" for key in ("model", "backbone", "text_encoder", "mask") if key in run]
+        return captioner_card(
+            self.model.config,
+            title=name,
+            summary="A SwinBERT model, trained with the `swinbert` package. It describes a short clip in one sentence.",
+            training="\n".join([trained_on, "", *told]),
+            evaluation=self._evaluation(results),
+            provenance=(
+                f"Training started from {', '.join(started)}. " if started else "Training started from scratch. "
+            )
+            + "Not told yet: the licence of the weights.",
+            datasets=[self.data.dataset] if self.data is not None and _is_of_the_hub(self.data.dataset) else [],
+            results=results,
+        )
+
+    def _results(self) -> list[EvalResult]:
+        """The scores of the last evaluation, times 100 as papers write them."""
+        last = next((logs for logs in reversed(self.state.log_history) if "eval_loss" in logs), {})
+        if self.data is None:
+            return []
+        dataset = _named(self.data.dataset)
+        return [
+            EvalResult(
+                task_type="video-text-to-text",
+                task_name="Video captioning",
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split=self.data.eval_split,
+                metric_type=metric,
+                metric_name=metric_name,
+                metric_value=round(100 * last[logged], 1),
+            )
+            for logged, (metric, metric_name) in _METRICS.items()
+            if logged in last
+        ]
+
+    def _evaluation(self, results: list[EvalResult]) -> str:
+        if not results:
+            return "Not measured yet. `swinbert evaluate` gives scores, and with them all that decides them."
+        beams = self.model.generation_config.num_beams or 1
+        frames = f"{self.model.config.num_frames} evenly spaced frames"
+        return "\n".join(
+            [
+                f"Measured during training, on the split `{results[0].dataset_split}` of {results[0].dataset_name},"
+                f" with {frames} and {beams} beam{'s' * (beams > 1)}; times 100:",
+                "",
+                "| metric | value |",
+                "|---|---|",
+                *(f"| {result.metric_name} | {result.metric_value} |" for result in results),
+                "",
+                "The checkpoint may have been chosen by these clips: scores to compare are those of `swinbert evaluate`"
+                " on a split of its own.",
+            ]
+        )
+
+
+def _is_of_the_hub(dataset: str) -> bool:
+    return not Path(dataset).exists() and dataset.count("/") == 1
+
+
+def _named(value: Any) -> str:
+    """A value for the card; of a folder its name alone, since where it lies is nobody's business."""
+    if isinstance(value, str) and Path(value).exists():
+        return Path(value).resolve().name
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
