@@ -148,7 +148,7 @@ def test_shared_out_parameters(shapes, ddp, tmp_path, how):
     "environment",
     [
         {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},  # torchrun without --use_cpu
-        {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},  # accelerate launch --cpu --num_processes 2
+        {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"},  # accelerate launch --cpu --num_processes 2
     ],
 )
 def test_worlds_of_one_are_refused(shapes, tmp_path, monkeypatch, environment):

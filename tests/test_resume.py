@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or hindered: what is left behind, and that going on ends with the very same weights."""
 
+import json
 import os
 import signal
 import subprocess
@@ -98,6 +99,17 @@ def test_a_named_checkpoint_and_a_new_beginning(shapes, uninterrupted, tmp_path)
     assert names(tmp_path / "a") == ["checkpoint-2"]
 
 
+def test_the_best_checkpoint_is_named_by_its_place(shapes, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = train.build_trainer(tiny_run.arguments(shapes, tmp_path, max_steps=4, eval_steps=2, **best))
+    train.run(trainer)
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+    chosen = Path(trainer.state.best_model_checkpoint)
+    assert chosen.parent == tmp_path
+    assert (chosen / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+
+
 DRIVER = """
     import os, signal, sys
     from swinbert.training import checkpoints, train
@@ -194,7 +206,7 @@ def test_no_room_for_a_checkpoint_is_known_before_the_first_step(shapes, tmp_pat
         train.main(tiny_run.arguments(shapes, tmp_path))
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint(shapes, uninterrupted, tmp_path, capsys):
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(shapes, uninterrupted, tmp_path):
     """The limit on the size of files lets weights through, and stops the optimiser's state in its midst."""
     resource = pytest.importorskip("resource")
     arguments = tiny_run.arguments(shapes, tmp_path, save_total_limit=1)
@@ -204,7 +216,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(shapes, uninterrupted, 
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(1.2 * weights), limits[1]))
     try:
-        with pytest.raises(RunError, match="step 4 could not be written.*checkpoint-2 is whole"):
+        with pytest.raises(RunError, match="could not be written.*checkpoint-2 is whole"):
             train.main(arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -133,7 +133,9 @@ def checkpoint_to_resume(args: "SwinBertTrainingArguments", run: dict[str, Any])
     checkpoint = named or (get_last_checkpoint(output) if output.is_dir() else None)
     if checkpoint is None:
         return None
-    remedy = "give another --output_dir" if named else "another --output_dir, or --start_anew to delete the checkpoints"
+    remedy = "give another --output_dir, or --start_anew true to delete its checkpoints"
+    if named:
+        remedy = "name another --resume_from_checkpoint, or leave it out to go on from the last one in --output_dir"
     try:
         former = json.loads(Path(checkpoint, RUN_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -149,7 +151,7 @@ def checkpoint_to_resume(args: "SwinBertTrainingArguments", run: dict[str, Any])
         raise RunError(
             f"{checkpoint} is of a run with other arguments, from which this one cannot go on:\n  "
             + "\n  ".join(different)
-            + f"\nGive the former values, {remedy}."
+            + f"\nGive the former values, or {remedy}."
         )
     return checkpoint
 
@@ -200,6 +202,25 @@ class CheckpointingTrainer(Trainer):
         finally:
             self.model.__class__ = kind
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self._told("The model"):
+            super().save_model(output_dir, _internal_call)
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Says what could not be written, and what is left."""
+        try:
+            yield
+        except RunError:
+            raise
+        except (OSError, RuntimeError, SafetensorError) as error:
+            output = str(self.args.output_dir)
+            last, free = get_last_checkpoint(output), shutil.disk_usage(output).free
+            rest = f" {last} is whole: set right what is wrong, and the same command goes on from it." if last else ""
+            raise RunError(
+                f"{what} could not be written to {output}, which has {free / 1e6:.1f} MB left: {error}.{rest}"
+            ) from error
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
@@ -209,21 +230,17 @@ class CheckpointingTrainer(Trainer):
         staged = output / STAGING_NAME / place.name
         self._staging = str(staged.parent)
         try:
-            super()._save_checkpoint(model, trial)
-            if self.args.should_save:
+            with self._told(f"The checkpoint of step {self.state.global_step}"):
+                super()._save_checkpoint(model, trial)
                 if self.state.best_model_checkpoint == str(staged):
                     self.state.best_model_checkpoint = str(place)
+                if self.args.should_save:
                     self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-                (staged / RUN_NAME).write_text(json.dumps(self.run, indent=1), encoding="utf-8")
-                _flush(staged)
-        except (OSError, RuntimeError, SafetensorError) as error:
+                    (staged / RUN_NAME).write_text(json.dumps(self.run, indent=1), encoding="utf-8")
+                    _flush(staged)
+        except RunError:
             shutil.rmtree(staged, ignore_errors=True)
-            last, free = get_last_checkpoint(str(output)), shutil.disk_usage(output).free
-            raise RunError(
-                f"The checkpoint of step {self.state.global_step} could not be written to {output}, which has"
-                f" {free / 1e6:.1f} MB left: {error}. "
-                + (f"{last} is whole: set right what is wrong, and the same command goes on from it." if last else "")
-            ) from error
+            raise
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()  # others write parts of it too
@@ -256,6 +273,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, args: TrainingArguments):
         self.args = args
         self.signal = 0
+        self._process = os.getpid()
         self._stopped = False
         self._handlers: dict[int, Any] = {}
 
@@ -276,6 +294,8 @@ class StopOnSignal(TrainerCallback):
             raise SystemExit(128 + self.signal)
 
     def _hear(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a data loader's worker, which its parent ends
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number

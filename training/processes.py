@@ -27,7 +27,8 @@ def check_world(args: TrainingArguments, objective: str | None = None) -> None:
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     # `accelerate launch --cpu --num_processes N` prepares for N processes and starts one.
-    alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    alone = on_cpu and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
     if launched != args.world_size or alone:
         raise RunError(
             f"The launcher was asked for {'several' if alone else launched} processes, the trainer sees"
