@@ -48,26 +48,31 @@ def _any(words: str) -> str:
     return "(?:" + "|".join(sorted(words.split(), key=len, reverse=True)) + ")"
 
 
-LETTER, MARK, DIGIT = f"A-Za-z{LETTERS}", MARKS, f"0-9{DIGITS}"
-ALNUM, ANY = f"[{LETTER}{DIGIT}]", f"[{LETTER}{MARK}{DIGIT}]"
 SOFT_HYPHEN = "\xad"
-END = f"(?![{LETTER}{MARK}{DIGIT}{SOFT_HYPHEN}])"
-WORD = (
-    f"(?:[{DIGIT}{SOFT_HYPHEN}]+[{LETTER}][{LETTER}{DIGIT}{SOFT_HYPHEN}]*"
-    f"|{SOFT_HYPHEN}*[{LETTER}{MARK}][{LETTER}{MARK}{DIGIT}{SOFT_HYPHEN}]*)"
-)
+LETTER, MARK, DIGIT = f"A-Za-z{LETTERS}", MARKS, f"0-9{DIGITS}"
+ALNUM, ANY = f"[{LETTER}{DIGIT}]", f"[{LETTER}{MARK}{DIGIT}{SOFT_HYPHEN}]"
+END = f"(?!{ANY})"
+WORD = f"(?:[{DIGIT}{SOFT_HYPHEN}]+[{LETTER}][{LETTER}{DIGIT}]*|{SOFT_HYPHEN}*[{LETTER}{MARK}]{ANY}*)"
+DOTTED = rf"{SOFT_HYPHEN}*[{LETTER}{MARK}]{ANY}*(?:[.!?]{SOFT_HYPHEN}*[{LETTER}{MARK}]{ANY}*)+"
 CURLY = "(?:[’\x92]|&apos;)"
 APOSTROPHE = f"(?:'|{CURLY})"
 QUOTE = f"(?:[`‘\x91]|{APOSTROPHE})"
+FRENCH = f"[dloDLO]{QUOTE}{ALNUM}{{2,}}"  # or Irish
+PART = f"[{LETTER}{DIGIT}{SOFT_HYPHEN}]+"
 VOWEL = "[aeiouyAEIOUY]"
-SEGMENT = f"{ALNUM}+(?:-[{LETTER}]+)?"
-ADDRESS = r"[^\s\"<>|()]+"
+INITIALS = r"[A-Za-z](?:\.[A-Za-z])+\."
+SEGMENT = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+NAME = "[A-Za-z][A-Za-z0-9_:.-]*"  # of a tag
+TAG = rf"(?:<{NAME}(?:[ \t]+{NAME}(?:=\"[^\"]*\"|='[^']*')?)*[ \t]*/?>|</{NAME}[ \t]*>|<[!?][A-Za-z-][^>\n]*>)"
+BLANK = " \t\n\r\f\v"
+PATH = rf"/[^{BLANK}\"<>|()]+[^{BLANK}\"<>|(){{}}.!?,-]"
+HOST = rf"(?:[^{BLANK}\"<>|().!?,$'/:;=[\]\\^_`{{}}@A-Z0-9-]+\.)+(?i:com|org|net|edu)"
 PLAIN_QUOTES = {quote: "`" for quote in "‘‛‹\x91"} | {quote: "'" for quote in "’›\x92"}
 PLAIN_QUOTES |= {quote: "``" for quote in "“«\x93"} | {quote: "''" for quote in "”»\x94"}
 NAMES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "¢": "cents", "£": "#"}
 NAMES |= {"€": "$", "\x80": "$", "¤": "$", "₠": "$", "¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 NAMES |= {"…": "...", "\x85": "..."}
-ENTITIES = {"lt": "<", "gt": ">", "amp": "&", "nbsp": "", "quot": "''", "apos": "'", "mdash": "--", "ndash": "--"}
+ENTITIES = {"&lt;": "<", "&gt;": ">", "&amp;": "&", "&nbsp;": "", "&mdash;": "--", "&ndash;": "--", "&md;": "--"}
 
 
 def _plain(token: str) -> str:
@@ -85,8 +90,7 @@ def _joined(token: str) -> str:
 
 
 def _entity(token: str) -> str:
-    name = token[1:-1].lower()
-    return token if name[0] == "#" else ENTITIES.get(name, "--")
+    return {"&quot;": "''", "&apos;": "'"}.get(token, ENTITIES.get(token.lower(), token))
 
 
 # (what a token looks like, what is written for it). At each place the longest match counts, the first of equals; what
@@ -97,72 +101,77 @@ WORDS: list[Rule] = [
     # Words that are two tokens, and contractions.
     (rf"(?i:{'|'.join(TWO_WORDS)}){END}", lambda token: f"{token[:3]} {token[3:]}"),
     (rf"([A-Za-z]*[A-MO-Za-mo-z])[nN]{QUOTE}[tT]", None),
-    (rf"(?i:n{QUOTE}t){END}", _plain),
-    (rf"({WORD})(?i:'(?:[smd]|re|ve|ll)(?![A-Za-z])|{CURLY}(?:[smd]|re|ve|ll))", _joined),
+    (rf"(?i:n{QUOTE}t)", _plain),
+    (rf"({DOTTED}|{WORD})(?:'(?i:[smd]|re|ve|ll)(?![A-Za-z])|{CURLY}(?i:[smd]|re|ve|ll))", _joined),
     (WORD, _joined),
     # Apostrophes that stay within a word: o'clock, d'arcy, Hawai'i.
     (rf"(?i:[dlj]{APOSTROPHE}|(?:ol|somethin|dunkin){APOSTROPHE}|(y{APOSTROPHE})[{LETTER}])", None),
-    (rf"[dloDLO]{QUOTE}{ALNUM}{{2,}}|[nA-HJ-Z]{QUOTE}[{LETTER}]{{2,}}", None),
-    (rf"[{LETTER}]+{VOWEL}{QUOTE}[aeiouyA-Z][{LETTER}]*", None),
+    (rf"{FRENCH}|[nA-HJ-XZ]{QUOTE}[{LETTER}]{{2,}}", None),
+    (rf"[{LETTER}]+{VOWEL}{QUOTE}[aeiouA-Z][{LETTER}]*", None),
     (
         rf"(?i:c{QUOTE}(?:est|mon)|o{QUOTE}o|e{QUOTE}er|li{QUOTE}l|cap{QUOTE}n|ev{QUOTE}ry|nat{QUOTE}l|s{QUOTE}mores)",
         None,
     ),
     # Abbreviations behind which a letter starts a word.
-    (rf"((?i:{_any(ENDINGS)})\.)\S", None),
-    (rf"({_any(CAPITAL_ENDINGS + ' ' + CAPITAL_ENDINGS.upper())}\.)\S", None),
+    (rf"((?i:{_any(ENDINGS)})\.)(?:-[0-9]|\S)", None),
+    (rf"({_any(CAPITAL_ENDINGS + ' ' + CAPITAL_ENDINGS.upper())}\.)(?:-[0-9]|\S)", None),
+    (r"((?i:ph|ed)\.[dD]\.)(?:-[0-9]|\S)", None),
     # Hyphens, underscores, slashes, full stops, marks and ampersands within a word.
-    (rf"{ALNUM}+(?:[-_]{ALNUM}+)+", None),
-    ("[A-Za-z0-9][A-Za-z0-9.,]*(?:-[A-Za-z0-9]+)+", None),
+    (rf"(?:{FRENCH}|{PART})(?:-(?:{FRENCH}|{PART}))+", _joined),
+    (rf"(?:{FRENCH}|{ALNUM}+)(?:[-_](?:{FRENCH}|{ALNUM}+))+", None),
+    (rf"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:{INITIALS}|[A-Za-z0-9]+))+", None),
     (rf"{SEGMENT}(?:\\?/{SEGMENT}){{1,2}}", None),
-    (rf"[{LETTER}{MARK}]{ANY}*(?:\.[{LETTER}{MARK}]{ANY}*)+", None),
-    (rf"{ALNUM}*[{LETTER}][!?][{LETTER}]+", None),
-    ("[A-Z]+(?:&(?:amp;)?[A-Z]+)+", lambda token: token.replace("amp;", "")),
+    (DOTTED, _joined),
+    (r"[A-Z]+(?:(?:&(?:amp;)?|\+)[A-Z]+)+", lambda token: token.replace("amp;", "")),
     (r"[A-Z]+\$", None),
     (r"(?i:c\+\+|[cf]#)", None),
     # Abbreviations.
-    (rf"({ALNUM}+(?:[-_]{ALNUM}+)*\.)[,;:]", None),
-    (rf"[A-Za-z](?:\.[A-Za-z])+\.(?:-{ALNUM}+)*|(?i:ph|ed)\.[dD]\.", None),
-    (rf"[A-Za-z]\.(?!\s+{_any(SENTENCE_STARTS + ' ' + SENTENCE_STARTS.upper())}\s)", None),
+    (rf"((?:{ALNUM}+(?:[-_]{ALNUM}+)*|{DOTTED})\.)[,;:]", None),
+    (rf"{INITIALS}|(?i:ph|ed)\.[dD]\.", None),
+    (rf"[A-Za-z]\.(?!\s+(?:{_any(SENTENCE_STARTS + ' ' + SENTENCE_STARTS.upper())}|M[rRsS]\.|{TAG})(?:\s|$))", None),
     (rf"(?i:{_any(TITLES + ' ' + ENDINGS)})\.", None),
     (rf"{_any(CAPITAL_ENDINGS + ' ' + CAPITAL_ENDINGS.upper())}\.", None),
-    (rf"((?i:{_any(BEFORE_NUMBERS)})\.)\s*[{DIGIT}]", None),
+    (rf"((?i:{_any(BEFORE_NUMBERS)})\.)\s?[{DIGIT}]", None),
     # Addresses.
-    (rf"(?i:{ALNUM}+(?:\.{ALNUM}+)*\.{_any(FILE_TYPES)}(?!{ALNUM}))", None),
-    (rf"(?i:https?://{ADDRESS}[^\s\"<>|().!?,])", None),
-    (rf"(?i:www\.(?:[^\s\"<>|().!?,/]+\.)+[A-Za-z]{{2,4}}(?:/{ADDRESS}[^\s\"<>|().!?,-])?)", None),
-    (rf"(?:[A-Za-z]+\.)+(?:com|org|net|edu)(?:/{ADDRESS}[^\s\"<>|().!?,-]|\?[a-z]+)", None),
+    (rf"{ALNUM}+(?:\.{ALNUM}+)*\.(?i:{_any(FILE_TYPES)})(?=[.,!?\s]|$)", None),
+    (rf"(?i:https?://[^{BLANK}\"<>|(){{}}]+[^{BLANK}\"<>|(){{}}.!?,-])", None),
+    (rf"(?i:www\.(?:[^{BLANK}\"<>|(){{}}.!?,/]+\.)+[A-Za-z]{{2,4}}(?:{PATH})?)", None),
+    (rf"(?i:www\.(?:[^{BLANK}\"<>|(){{}}.!,]+\.)+[A-Za-z]{{2,4}}(?:{PATH})?)", None),
 ]
 NUMBERS: list[Rule] = [
     (
         rf"[+-]?(?:[{DIGIT}{SOFT_HYPHEN}]+(?:[.,:٫٬][{DIGIT}{SOFT_HYPHEN}]+)*|[.,:][{DIGIT}]+(?:[.,:][{DIGIT}]+)*)",
         _joined,
     ),
-    (rf"(?:[{DIGIT}]+[- \xa0])?[{DIGIT}]+\\?/[{DIGIT}]+", _joined),
+    (rf"(?:[{DIGIT}]{{1,4}}[- \xa0])?[{DIGIT}]{{1,4}}\\?/[{DIGIT}]{{1,4}}", _joined),
     # Telephone numbers.
     (r"\+?(?:[0-9]{2,4}[- \xa0])?(?:[0-9]{2,4}|\([0-9]{2,4}\))[- \xa0]?[0-9]{3,4}[- \xa0]?[0-9]{3,5}", _joined),
 ]
 EITHER: list[Rule] = [
+    (rf"{HOST}(?:{PATH})?", None),
     (r"['\-<=>^~x]_['\-<=>^~x]|\(['\-<=>^x~][-._]?['\-<=>^x~]\)", _brackets),  # Eastern emoticons
-    (r"<?[A-Za-z0-9][A-Za-z0-9._+-]*@[^\s\"<>(){}|.]+(?:\.[^\s\"<>(){}|.]+)*>?", None),  # e-mail
+    (
+        rf"<?[A-Za-z0-9][^{BLANK}\xa0\"<>(){{}}|]*@[^{BLANK}\xa0\"<>(){{}}|.]+(?:\.[^{BLANK}\xa0\"<>(){{}}|.]+)*>?",
+        None,
+    ),  # e-mail
 ]
 MARKS_AND_SIGNS: list[Rule] = [
-    (rf"(?i:'(?:[smd]|re|ve|ll)(?![A-Za-z])|{CURLY}(?:[smd]|re|ve|ll))", _plain),
-    (r"'(?i:tis|twas)", lambda token: f"{token[:2]} {token[2:]}"),
+    (rf"(?:'(?i:[smd]|re|ve|ll)(?![A-Za-z])|{CURLY}(?i:[smd]|re|ve|ll))", _plain),
+    (r"('[tT])(?i:is|was)", None),
     (rf"(?i:{APOSTROPHE}(?:em|til|cause|n{APOSTROPHE}|n(?=\s|$)|[0-9][0-9](?=\s|$)|[2-9]0s)|{CURLY}n)", None),
-    (rf"[@][A-Za-z_][A-Za-z0-9_]*|@+|#[{LETTER}]+|#+", None),
+    (rf"[@][A-Za-z_][A-Za-z0-9_]*|@+|#[{LETTER}{MARK}{SOFT_HYPHEN}]+|#+", None),
     (r"[!?]+|\*+|(?:\\\*)+|_+|<<|>>", None),
     (r"\.{3,5}|\.(?: \.){2,3}", lambda token: "..."),
     (r"-+|[–—―\x96\x97]", lambda token: token if len(token) > 4 else "--"),
-    (rf"[<>]?[:;=][-o*']?(?:[][()@\\{{|]|[dpDPO])(?!{ALNUM})", _brackets),
-    (r"<(?:[!?][^>\s]|/?[A-Za-z])[^>\n]*>", _joined),
-    (r"&(?:(?i:lt|gt|amp|nbsp)|quot|apos|mdash|ndash|MD|#[0-9]+);", _entity),
+    (r"[<>]?[:;=][-o*']?(?:[][()@\\{|]|[dpDPO])(?![A-Za-z0-9])", _brackets),
+    (TAG, _joined),
+    (r"&(?:(?i:lt|gt|amp|nbsp|quot|apos|[mn]dash|md|[aeiou](?:uml|acute|grave))|#[0-9]+);", _entity),
     (r"''|``|[\"']", lambda token: "'"),
     (r"[`‘’“”„‚«»‹›‛\x91-\x94]{1,2}", lambda token: "".join(PLAIN_QUOTES.get(quote, quote) for quote in token)),
     (rf"[!-/:-@\[-_{{-~{SYMBOLS}{re.escape(''.join(NAMES))}]", lambda token: NAMES.get(token, token)),
 ]
 
-_SIMPLE = re.compile(rf"(?!(?i:{'|'.join(TWO_WORDS)})\b)[A-Za-z]+(?=[ \n]|$)")
+_SIMPLE = re.compile(rf"(?!(?i:{'|'.join(TWO_WORDS)})\b)[A-Za-z]+(?=[,;!?]?(?:[ \n]|$))")
 _compiled = [
     [(re.compile(pattern), write) for pattern, write in rules]
     for rules in ([*WORDS, *NUMBERS, *EITHER], [*MARKS_AND_SIGNS, *NUMBERS, *EITHER])
@@ -197,7 +206,7 @@ def _tokens(text: str) -> Iterator[str]:
             continue
         if text[place] == "\n":
             yield "\n"
-        if text[place].isspace():
+        if text[place] in BLANK:
             place += 1
             continue
         longest, end, write = None, place, None
