@@ -22,7 +22,7 @@ A second world, "tiles", has other colours, shapes and words for the same events
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -91,7 +91,7 @@ class World:
     sizes: dict[str, str]
     actions: dict[str, str]
     relations: dict[str, str]
-    templates: dict[str, tuple[str, ...]]
+    templates: Mapping[str, Sequence[str]]
 
 
 # No two worlds share a colour, a shape or a word for a size: a content, and a sentence, is of one world.

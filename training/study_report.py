@@ -114,10 +114,10 @@ def _introduction(settings: Mapping[str, Any]) -> list[str]:
 def table(study: Study, results: Results) -> list[dict[str, Any]]:
     """A row for each row of the study: its name, n, for each measure the seeds' values, and differences of CIDEr."""
     first = by_seed(results, next(iter(study.rows.values())), CIDER)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, run in study.rows.items():
         values = {measure.title: by_seed(results, run, measure) for measure in measures(study)}
-        row: dict[str, Any] = {"row": label, "run": run, "n": len(by_seed(results, run, LOSS)), "values": values}
+        row = {"row": label, "run": run, "n": len(by_seed(results, run, LOSS)), "values": values}
         if not study.curves and rows:
             own = by_seed(results, run, CIDER)
             row["difference"] = {seed: own[seed] - first[seed] for seed in own if seed in first}
