@@ -28,7 +28,7 @@ class PushError(ValueError):
 
 
 def push(
-    folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | None = None
+    folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None
 ) -> tuple[CommitInfo, bool]:
     """
     Checks a folder and uploads it; what has not changed is not uploaded again, and an interrupted push goes on.
@@ -39,7 +39,6 @@ def push(
         repo_id: "OWNER/NAME"; made if it does not exist.
         private: to make it private, and to push to none that exists and is public.
         revision: branch, made if it does not exist; by default main.
-        token: by default that of `hf auth login` or of `HF_TOKEN`.
 
     Returns:
         The commit, and whether a README.md was written.
@@ -52,7 +51,7 @@ def push(
     card = folder / "README.md"
     if wrote_card := not card.exists():
         card.write_text(_card(folder, repo_id.split("/")[-1]), encoding="utf-8")
-    api = HfApi(token=token)
+    api = HfApi()
     try:
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:

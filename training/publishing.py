@@ -44,6 +44,7 @@ class PublishingTrainer(CheckpointingTrainer):
     """
 
     def __init__(self, *args: Any, data: DataArguments | None = None, **kwargs: Any):
+        self.push_in_progress: PushInProgress | None = None
         super().__init__(*args, **kwargs)
         self.data = data
 
@@ -106,7 +107,7 @@ class PublishingTrainer(CheckpointingTrainer):
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
-        if getattr(self, "push_in_progress", None) is not None:
+        if self.push_in_progress is not None:
             for job in self.push_in_progress.jobs:
                 if error := job.exception():
                     say(f"A checkpoint could not be pushed, training goes on: {error}")
@@ -147,7 +148,7 @@ class PublishingTrainer(CheckpointingTrainer):
 
     def _results(self) -> list[EvalResult]:
         """The scores of the last evaluation, times 100 as papers write them."""
-        last = next((logs for logs in reversed(self.state.log_history) if "eval_loss" in logs), {})
+        last: dict[str, float] = next((logs for logs in reversed(self.state.log_history) if "eval_loss" in logs), {})
         if self.data is None:
             return []
         dataset = _named(self.data.dataset)

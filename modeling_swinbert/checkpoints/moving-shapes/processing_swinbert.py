@@ -91,6 +91,10 @@ class SwinBertProcessor(ProcessorMixin):
         """transformers' own, but leaves the processor as it was: `auto_map` belongs to the folder, not to it."""
         for name in _LOADING_ARGUMENTS:
             self.tokenizer.init_kwargs.pop(name, None)
+        if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is not None:
+            # Lengths of the last call, which would be saved too.
+            backend.no_truncation()
+            backend.no_padding()
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         self.__dict__.pop("auto_map", None)
         return files
