@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from swinbert.training.evaluate import Evaluation
 
 BUNDLED_MODEL_NOTICE = (
-    "No --model was given: using the bundled demo, which knows moving shapes and nothing else, and these not well"
-    " yet. For real clips name a"
+    "No --model was given: using the bundled demo, which knows moving shapes and nothing else. For real clips name a"
     " GIT checkpoint of the Hub (--model microsoft/git-base-vatex), or a SwinBERT checkpoint that you hold, after"
     " `swinbert convert`."
 )
