@@ -106,8 +106,8 @@ def _introduction(settings: Mapping[str, Any]) -> list[str]:
         "",
         "mean ± standard deviation over seeds. n: number of seeds. Δ CIDEr: difference to the first row, seed by seed,"
         " and in how many seeds it is above 0. Exact content: share of captions that say exactly what the clip shows."
-        " Mask below one half and alive: shares of its off-diagonal entries; alive are those whose attention weight is"
-        " not 0 in float32.",
+        " CIDEr goes from 0 to 10, in the paper's units up to 1000. Mask below one half and alive: shares of its"
+        " off-diagonal entries; alive are those whose attention weight is not 0 in float32.",
     ]
 
 
