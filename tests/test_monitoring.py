@@ -82,7 +82,7 @@ def test_a_model_takes_the_place_of_what_a_recipe_says_of_a_new_one(tmp_path):
 
 
 def test_there_is_a_recipe_for_every_benchmark():
-    assert {recipe.stem for recipe in RECIPES} == {*BENCHMARKS, "git", "moving_shapes"}
+    assert {recipe.stem for recipe in RECIPES} == {*BENCHMARKS, "git", "moving_shapes", "studies"}
 
 
 # -------------------------------------------------------------------------------------------------------- augmentation
