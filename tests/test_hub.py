@@ -264,7 +264,9 @@ def test_card_is_filled_in_where_there_is_none(hub, folder):
     assert "README.md is a first model card" in done.stderr
     text = hub.repositories["org/captions-of-things"].files()["README.md"].decode()
     assert text == (folder / "README.md").read_text() and "# captions-of-things\n" in text
-    assert "16 frames" in text and "64 x 64" in text and "{{ " not in text
+    vision = SwinBertForVideoCaptioning.from_pretrained(folder).config.vision_config
+    assert f"{vision.num_frames} frames" in text and f"{vision.image_size} x {vision.image_size}" in text
+    assert "{{ " not in text
     data = ModelCard(text, ignore_metadata_errors=False).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "video-text-to-text")
     assert {"video-captioning", "swinbert", "custom_code"} <= set(data.tags)
