@@ -128,16 +128,18 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         self.path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {self.path}")
+        self.unread = True
         for methods, pattern, respond in _ROUTES:
             if self.command in methods.split() and (match := re.fullmatch(pattern, self.path)):
                 try:
                     with self.hub.lock:
                         respond(self, **match.groupdict())
                 except _Error as error:
-                    self.close_connection = self.command != "HEAD"  # the body may not have been read
+                    if self.unread:
+                        self.body()  # or the next request on this connection would begin with it
                     self.send(b"{}", error.status, error.headers)
                 return
-        self.close_connection = True
+        self.body()
         self.send(b"{}", 501)
 
     def send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
@@ -152,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(json.dumps(content).encode(), status, {"Content-Type": "application/json"})
 
     def body(self) -> bytes:
+        self.unread = False
         if self.headers.get("Transfer-Encoding") == "chunked":
             chunks = []
             while size := int(self.rfile.readline(), 16):
