@@ -63,7 +63,7 @@ VOWEL = "[aeiouyAEIOUY]"
 INITIALS = r"[A-Za-z](?:\.[A-Za-z])+\."
 SEGMENT = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 NAME = "[A-Za-z][A-Za-z0-9_:.-]*"  # of a tag
-TAG = rf"(?:<{NAME}(?:[ \t]+{NAME}(?:=\"[^\"]*\"|='[^']*')?)*[ \t]*/?>|</{NAME}[ \t]*>|<[!?][A-Za-z-][^>\n]*>)"
+TAG = rf"(?:<{NAME}(?:[ \t]+{NAME}(?:=\"[^\"]*\"|='[^']*')?)*[ \t]*/?>|</{NAME}>|<[!?][A-Za-z-][^>\n]*>)"
 BLANK = " \t\n\r\f\v"
 PATH = rf"/[^{BLANK}\"<>|()]+[^{BLANK}\"<>|(){{}}.!?,-]"
 HOST = rf"(?:[^{BLANK}\"<>|().!?,$'/:;=[\]\\^_`{{}}@A-Z0-9-]+\.)+(?i:com|org|net|edu)"
@@ -105,7 +105,10 @@ WORDS: list[Rule] = [
     (rf"({DOTTED}|{WORD})(?:'(?i:[smd]|re|ve|ll)(?![A-Za-z])|{CURLY}(?i:[smd]|re|ve|ll))", _joined),
     (WORD, _joined),
     # Apostrophes that stay within a word: o'clock, d'arcy, Hawai'i.
-    (rf"(?i:[dlj]{APOSTROPHE}|(?:ol|somethin|dunkin){APOSTROPHE}|(y{APOSTROPHE})[{LETTER}])", None),
+    (
+        rf"(?i:[dlj]{APOSTROPHE}|(?:ol|somethin|dunkin){APOSTROPHE}(?![smd])|(y{APOSTROPHE})(?![smd])[{LETTER}])",
+        None,
+    ),
     (rf"{FRENCH}|[nA-HJ-XZ]{QUOTE}[{LETTER}]{{2,}}", None),
     (rf"[{LETTER}]+{VOWEL}{QUOTE}[aeiouA-Z][{LETTER}]*", None),
     (
@@ -119,7 +122,7 @@ WORDS: list[Rule] = [
     # Hyphens, underscores, slashes, full stops, marks and ampersands within a word.
     (rf"(?:{FRENCH}|{PART})(?:-(?:{FRENCH}|{PART}))+", _joined),
     (rf"(?:{FRENCH}|{ALNUM}+)(?:[-_](?:{FRENCH}|{ALNUM}+))+", None),
-    (rf"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:{INITIALS}|[A-Za-z0-9]+))+", None),
+    (rf"[A-Za-z0-9][A-Za-z0-9.,{SOFT_HYPHEN}]*(?:-(?:{INITIALS}|[A-Za-z0-9]+))+", _joined),
     (rf"{SEGMENT}(?:\\?/{SEGMENT}){{1,2}}", None),
     (DOTTED, _joined),
     (r"[A-Z]+(?:(?:&(?:amp;)?|\+)[A-Z]+)+", lambda token: token.replace("amp;", "")),
@@ -136,7 +139,7 @@ WORDS: list[Rule] = [
     (rf"{ALNUM}+(?:\.{ALNUM}+)*\.(?i:{_any(FILE_TYPES)})(?=[.,!?\s]|$)", None),
     (rf"(?i:https?://[^{BLANK}\"<>|(){{}}]+[^{BLANK}\"<>|(){{}}.!?,-])", None),
     (rf"(?i:www\.(?:[^{BLANK}\"<>|(){{}}.!?,/]+\.)+[A-Za-z]{{2,4}}(?:{PATH})?)", None),
-    (rf"(?i:www\.(?:[^{BLANK}\"<>|(){{}}.!,]+\.)+[A-Za-z]{{2,4}}(?:{PATH})?)", None),
+    (rf"(?i:www\.(?:[^{BLANK}\"<>|(){{}}.!?,]+\.)+[A-Za-z]{{2,4}}(?:{PATH})?)", None),
 ]
 NUMBERS: list[Rule] = [
     (
@@ -144,8 +147,12 @@ NUMBERS: list[Rule] = [
         _joined,
     ),
     (rf"(?:[{DIGIT}]{{1,4}}[- \xa0])?[{DIGIT}]{{1,4}}\\?/[{DIGIT}]{{1,4}}", _joined),
+    (r"[0-9]{1,2}[/-][0-9]{1,2}[/-][0-9]{2,4}", None),  # dates
     # Telephone numbers.
-    (r"\+?(?:[0-9]{2,4}[- \xa0])?(?:[0-9]{2,4}|\([0-9]{2,4}\))[- \xa0]?[0-9]{3,4}[- \xa0]?[0-9]{3,5}", _joined),
+    (
+        r"\+?(?:(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0]|\([0-9]{2,3}\)[ \xa0]?)[0-9]{3,4}[- \xa0]?[0-9]{3,5}",
+        _joined,
+    ),
 ]
 EITHER: list[Rule] = [
     (rf"{HOST}(?:{PATH})?", None),
@@ -192,8 +199,9 @@ def ptb_tokenize(captions: Iterable[str]) -> list[str]:
         if token == "\n":
             lines.append([])
         else:
-            lines[-1] += [part for part in token.lower().split(" ") if part and part not in PUNCTUATION]
-    return [" ".join(line) for line in lines]
+            lines[-1].append(token.lower())
+    tokens = (" ".join(line).rstrip().split(" ") for line in lines)  # some rules write two tokens, or none
+    return [" ".join(token for token in line if token and token not in PUNCTUATION) for line in tokens]
 
 
 def _tokens(text: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
+from swinbert.training.metrics.java_metrics import check_meteor, check_spice, meteor, spice
 from swinbert.training.metrics.ngrams import MAX_N, CiderD, bleu, rouge_l
 from swinbert.training.metrics.ptb_tokenizer import ptb_tokenize
 
@@ -12,6 +13,8 @@ METRICS = {
     "rouge_l": ("ROUGE_L",),
     "cider": ("CIDEr",),
     "cider_d": ("CIDEr-D",),
+    "meteor": ("METEOR",),
+    "spice": ("SPICE",),
 }
 METRICS_WITHOUT_JAVA = ("bleu", "rouge_l", "cider", "cider_d")
 
@@ -33,8 +36,9 @@ def score(
     Args:
         predictions: clip -> caption. An empty caption scores 0.
         references: clip -> its reference captions, for exactly the same clips.
-        metrics: some of `METRICS`: `bleu` (`Bleu_1` to `Bleu_4`), `rouge_l`, `cider`, `cider_d`. "CIDEr" of
-            the COCO tools, and of the papers that use them, is CIDEr-D: one number under two names.
+        metrics: some of `METRICS`: `bleu` (`Bleu_1` to `Bleu_4`), `rouge_l`, `cider`, `cider_d`, and `meteor` and
+            `spice`, which need Java. "CIDEr" of the COCO tools, and of the papers that use them, is CIDEr-D: one number
+            under two names.
 
     Returns:
         Scores as fractions (CIDEr: 0 to 10) of the whole set and of each clip: `{"corpus": {"CIDEr": 0.53, ...},
@@ -44,29 +48,36 @@ def score(
     Raises:
         ValueError: nothing to score, clips without prediction or without references, an unknown metric.
         TypeError: a caption that is not text.
+        MissingTool: METEOR or SPICE lacks something here; nothing was scored.
+        RuntimeError: one of their programs failed.
     """
     metrics = tuple(metrics)
     _check(predictions, references, metrics)
+    if "meteor" in metrics:
+        check_meteor()
+    if "spice" in metrics:
+        check_spice()
     clips = list(references)
     candidates = ptb_tokenize(predictions[clip] for clip in clips)
     flat = iter(ptb_tokenize(caption for clip in clips for caption in references[clip]))
     tokenised = {clip: [next(flat) for _ in references[clip]] for clip in clips}
 
+    listed = list(tokenised.values())
     corpus: dict[str, float] = {}
     columns: dict[str, Sequence[float]] = {}
     for metric in metrics:
-        names = METRICS[metric]
+        name, *_ = names = METRICS[metric]
         if metric == "bleu":
-            scores, rows = bleu(candidates, list(tokenised.values()))
+            scores, rows = bleu(candidates, listed)
             corpus.update(zip(names, scores, strict=True))
             columns.update(zip(names, zip(*rows, strict=True), strict=True))
-            continue
-        (name,) = names
-        if metric == "rouge_l":
-            columns[name] = rouge_l(candidates, list(tokenised.values()))
+        elif metric == "meteor":
+            corpus[name], columns[name] = meteor(candidates, listed)
+        elif metric == "spice":
+            corpus[name], columns[name] = spice(candidates, listed)
         else:
-            columns[name] = CiderD(tokenised)(candidates, clips)
-        corpus[name] = sum(columns[name]) / len(clips)
+            columns[name] = rouge_l(candidates, listed) if metric == "rouge_l" else CiderD(tokenised)(candidates, clips)
+            corpus[name] = sum(columns[name]) / len(clips)
     return {
         "corpus": corpus,
         "clips": {clip: {name: columns[name][row] for name in columns} for row, clip in enumerate(clips)},
