@@ -181,12 +181,12 @@ def all_contents(world: str = "shapes") -> list[Content]:
 
 
 def held_out(content: Content) -> bool:
-    """Whether only the test split may show `content`: a sixth of all triples of colour, shape and first action, so
+    """Whether only the test split may show `content`: for each colour and shape, one of the eight first actions, so
     chosen that training shows every pair of the three."""
     world = content.world
     names: tuple[Iterable[str], ...] = (world.colours, world.shapes, world.actions)
     triple = (content.colour, content.shape, content.actions[0])
-    return sum(list(each).index(name) for each, name in zip(names, triple, strict=True)) % len(world.colours) == 0
+    return sum(list(each).index(name) for each, name in zip(names, triple, strict=True)) % len(world.actions) == 0
 
 
 # ---------------------------------------------------------------------------------------------------- content <-> words
@@ -278,7 +278,7 @@ def render(content: Content, rng: np.random.Generator) -> np.ndarray:
 def _act_out(content: Content, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """x, y and radius in pixels, and visibility, of one shape over the frames."""
     turn = int(rng.integers(11, 14)) if len(content.actions) == 2 else NUM_FRAMES
-    size = (7.5 if content.size == "small" else 13.5) * rng.uniform(0.94, 1.06)
+    size = (9 if content.size == "small" else 15) * rng.uniform(0.95, 1.05)
     parts: list[np.ndarray] = []
     for action, length in zip(content.actions, (turn, NUM_FRAMES - turn), strict=False):
         x, y, radius = parts[-1][:3, -1] if parts else (0.0, 0.0, size)
@@ -298,7 +298,7 @@ def _act(action: str, u: np.ndarray, x: float, y: float, radius: float, rng: np.
         case "up" | "down":
             path[1] += distance * u * (1 if action == "down" else -1)
         case "grow" | "shrink":
-            path[2] *= 1.7 ** (u if action == "grow" else -u)
+            path[2] *= 1.6 ** (u if action == "grow" else -u)
         case "blink":
             path[3] = np.cos(4 * np.pi * u) > -0.2
         case "bounce":
@@ -319,9 +319,9 @@ def _passage(content: Content, rng: np.random.Generator) -> list[tuple[str, np.n
     across = np.full(NUM_FRAMES, rng.uniform(12, FRAME_SIZE - 12))
     upright = content.actions[0] in ("left", "right")
     x, y = (along, across) if upright else (across, along)
-    shape = _draw_shape(content.shape, x, y, np.full(NUM_FRAMES, rng.uniform(7.2, 8)), np.ones(NUM_FRAMES))
+    shape = _draw_shape(content.shape, x, y, np.full(NUM_FRAMES, rng.uniform(8.6, 9.4)), np.ones(NUM_FRAMES))
     from_middle = np.abs(np.arange(FRAME_SIZE) + 0.5 - FRAME_SIZE / 2 - rng.uniform(-1, 1))
-    wall = np.clip(rng.uniform(12, 13.5) + 0.5 - from_middle, 0, 1).astype(np.float32)
+    wall = np.clip(rng.uniform(12.5, 13.5) + 0.5 - from_middle, 0, 1).astype(np.float32)
     wall = np.broadcast_to(wall if upright else wall[:, None], shape.shape)
     layers = [(content.colour, shape), (str(content.wall), wall)]
     return layers if content.relation == "behind" else layers[::-1]

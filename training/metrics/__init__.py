@@ -5,21 +5,21 @@
     scores = score({"a.mp4": "a man rides a horse"}, {"a.mp4": ["a man is riding a horse", "someone rides a horse"]})
     scores["corpus"]["CIDEr"], scores["clips"]["a.mp4"]["CIDEr"]
 
-`scoring` checks and scores; `ptb_tokenizer` makes tokens, `ngrams` and `java_metrics` numbers; `reward` is CIDEr-D for
-training; `evaluate_modules` holds the metrics for the `evaluate` library.
+`scoring` checks and scores; `ptb_tokenizer` makes tokens, `ngrams` and `java_metrics` numbers;
+`evaluate_modules` holds the metrics for the `evaluate` library.
 """
 
 from pathlib import Path
 
 from swinbert.training.metrics.java_metrics import MissingTool
+from swinbert.training.metrics.ngrams import CiderD
 from swinbert.training.metrics.ptb_tokenizer import ptb_tokenize
-from swinbert.training.metrics.reward import CiderDReward
 from swinbert.training.metrics.scoring import METRICS, METRICS_WITHOUT_JAVA, Scores, score
 
 __all__ = [
     "METRICS",
     "METRICS_WITHOUT_JAVA",
-    "CiderDReward",
+    "CiderD",
     "MissingTool",
     "Scores",
     "evaluate_path",

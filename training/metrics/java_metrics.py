@@ -33,9 +33,9 @@ def check_spice() -> Path:
     folder = _coco_tools("SPICE") / "spice"
     if missing := [name for name in SPICE_MODELS if not (folder / "lib" / name).exists()]:
         raise MissingTool(
-            f"SPICE needs the parser Stanford CoreNLP 3.6.0, several hundred MB that are downloaded once, by `python -m "
-            f"pycocoevalcap.spice.get_stanford_models` (not found: {', '.join(missing)} in {folder / 'lib'}). The other "
-            "metrics do without: leave this one out to score with them."
+            f"SPICE needs the parser Stanford CoreNLP 3.6.0, several hundred MB that are downloaded once, by `python "
+            f"-m pycocoevalcap.spice.get_stanford_models` (not found: {', '.join(missing)} in {folder / 'lib'}). The "
+            "other metrics do without: leave this one out to score with them."
         )
     return folder
 
@@ -48,8 +48,8 @@ def _coco_tools(metric: str) -> Path:
         raise MissingTool(f'{metric} needs pycocoevalcap: pip install "swinbert[metrics]" (and Java). {without}')
     if shutil.which("java") is None:
         raise MissingTool(
-            f"{metric} is a Java program, and no `java` is on the PATH: install a Java runtime, on Debian and Ubuntu by "
-            f"`apt install default-jre-headless`. {without}"
+            f"{metric} is a Java program, and no `java` is on the PATH: install a Java runtime, on Debian and Ubuntu "
+            f"by `apt install default-jre-headless`. {without}"
         )
     return Path(next(iter(package.submodule_search_locations)))
 
