@@ -1,7 +1,18 @@
-"""Captions that a tokenizer may trip over: our own sentences with difficult pieces put in, run together, and
-shaken."""
+"""Captions that a tokenizer may trip over: our own sentences with difficult pieces put in, run together, and shaken.
 
+    python tests/caption_fuzz.py 2000 SEED      # those of which Java's tokens differ from ours, one under the other
+    python tests/caption_fuzz.py store          # makes the fixture anew: captions and Java's tokens
+
+Both need the COCO tools (Java and pycocoevalcap). What captions do not hold is not tried: control characters, and
+addresses of pages in unusual forms.
+"""
+
+import json
 import random
+import sys
+from pathlib import Path
+
+FIXTURE = Path(__file__).parent / "fixtures" / "ptb_tokens.json"
 
 SENTENCES = [
     "a man is riding a horse on the beach",
@@ -82,3 +93,30 @@ def _caption(stream: random.Random, pieces: list[list[str]]) -> str:
         caption = "".join(stream.choices("aabcdeinorstxyABTSIN0123  ..,,''---:;!?/&()_\"@#$%<>`é’—", k=20))
     caption += stream.choice(["", "", ".", ".", " .", "!", "...", "?"])
     return stream.choice([str, str, str, str.capitalize, str.capitalize, str.upper, str.title])(caption)
+
+
+def java_tokens(captions: list[str]) -> list[str]:
+    """What the tokenizer of the COCO tools makes of captions, as it gets those of a whole set."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    tokenised = PTBTokenizer().tokenize({number: [{"caption": caption}] for number, caption in enumerate(captions)})
+    return [tokens for (tokens,) in tokenised.values()]
+
+
+def main() -> None:
+    if sys.argv[1:] == ["store"]:
+        captions = random_captions(300, seed=3)
+        stored = {"captions": captions, "tokens": java_tokens(captions)}
+        FIXTURE.write_text(json.dumps(stored, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        return
+    from swinbert.training.metrics import ptb_tokenize
+
+    number, seed = map(int, sys.argv[1:])
+    captions = random_captions(number, seed)
+    for caption, java, ours in zip(captions, java_tokens(captions), ptb_tokenize(captions), strict=True):
+        if java != ours:
+            print(f"{caption!r}\n  java {java!r}\n  ours {ours!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -52,7 +52,7 @@ SOFT_HYPHEN = "\xad"
 LETTER, MARK, DIGIT = f"A-Za-z{LETTERS}", MARKS, f"0-9{DIGITS}"
 ALNUM, ANY = f"[{LETTER}{DIGIT}]", f"[{LETTER}{MARK}{DIGIT}{SOFT_HYPHEN}]"
 END = f"(?!{ANY})"
-WORD = f"(?:[{DIGIT}{SOFT_HYPHEN}]+[{LETTER}][{LETTER}{DIGIT}]*|{SOFT_HYPHEN}*[{LETTER}{MARK}]{ANY}*)"
+WORD = f"(?:{SOFT_HYPHEN}*[{DIGIT}]+[{LETTER}][{LETTER}{DIGIT}]*|{SOFT_HYPHEN}*[{LETTER}{MARK}]{ANY}*)"
 DOTTED = rf"{SOFT_HYPHEN}*[{LETTER}{MARK}]{ANY}*(?:[.!?]{SOFT_HYPHEN}*[{LETTER}{MARK}]{ANY}*)+"
 CURLY = "(?:[’\x92]|&apos;)"
 APOSTROPHE = f"(?:'|{CURLY})"
@@ -100,9 +100,9 @@ Rule = tuple[str, Callable[[str], str] | None]
 WORDS: list[Rule] = [
     # Words that are two tokens, and contractions.
     (rf"(?i:{'|'.join(TWO_WORDS)}){END}", lambda token: f"{token[:3]} {token[3:]}"),
-    (rf"([A-Za-z]*[A-MO-Za-mo-z])[nN]{QUOTE}[tT]", None),
+    (rf"([A-Za-z{SOFT_HYPHEN}]*[A-MO-Za-mo-z]{SOFT_HYPHEN}*)[nN]{QUOTE}[tT]", _joined),
     (rf"(?i:n{QUOTE}t)", _plain),
-    (rf"({DOTTED}|{WORD})(?:'(?i:[smd]|re|ve|ll)(?![A-Za-z])|{CURLY}(?i:[smd]|re|ve|ll))", _joined),
+    (rf"({DOTTED}|{WORD}){APOSTROPHE}(?i:[smd]|re|ve|ll)", _joined),
     (WORD, _joined),
     # Apostrophes that stay within a word: o'clock, d'arcy, Hawai'i.
     (
@@ -119,24 +119,24 @@ WORDS: list[Rule] = [
     (rf"((?i:{_any(ENDINGS)})\.)(?:-[0-9]|\S)", None),
     (rf"({_any(CAPITAL_ENDINGS + ' ' + CAPITAL_ENDINGS.upper())}\.)(?:-[0-9]|\S)", None),
     (r"((?i:ph|ed)\.[dD]\.)(?:-[0-9]|\S)", None),
-    # Hyphens, underscores, slashes, full stops, marks and ampersands within a word.
+    # Hyphens, underscores, slashes, full stops (names of files among them) and ampersands within a word.
     (rf"(?:{FRENCH}|{PART})(?:-(?:{FRENCH}|{PART}))+", _joined),
     (rf"(?:{FRENCH}|{ALNUM}+)(?:[-_](?:{FRENCH}|{ALNUM}+))+", None),
     (rf"[A-Za-z0-9][A-Za-z0-9.,{SOFT_HYPHEN}]*(?:-(?:{INITIALS}|[A-Za-z0-9]+))+", _joined),
     (rf"{SEGMENT}(?:\\?/{SEGMENT}){{1,2}}", None),
+    (rf"{PART}(?:\.{PART})*\.(?i:{_any(FILE_TYPES)})(?=[.,!?\s]|$)", None),
     (DOTTED, _joined),
     (r"[A-Z]+(?:(?:&(?:amp;)?|\+)[A-Z]+)+", lambda token: token.replace("amp;", "")),
     (r"[A-Z]+\$", None),
     (r"(?i:c\+\+|[cf]#)", None),
     # Abbreviations.
-    (rf"((?:{ALNUM}+(?:[-_]{ALNUM}+)*|{DOTTED})\.)[,;:]", None),
+    (rf"((?:(?:{FRENCH}|{ALNUM}+)(?:[-_](?:{FRENCH}|{ALNUM}+))*|{DOTTED})\.)[,;:]", None),
     (rf"{INITIALS}|(?i:ph|ed)\.[dD]\.", None),
     (rf"[A-Za-z]\.(?!\s+(?:{_any(SENTENCE_STARTS + ' ' + SENTENCE_STARTS.upper())}|M[rRsS]\.|{TAG})(?:\s|$))", None),
     (rf"(?i:{_any(TITLES + ' ' + ENDINGS)})\.", None),
     (rf"{_any(CAPITAL_ENDINGS + ' ' + CAPITAL_ENDINGS.upper())}\.", None),
     (rf"((?i:{_any(BEFORE_NUMBERS)})\.)\s?[{DIGIT}]", None),
     # Addresses.
-    (rf"{ALNUM}+(?:\.{ALNUM}+)*\.(?i:{_any(FILE_TYPES)})(?=[.,!?\s]|$)", None),
     (rf"(?i:https?://[^{BLANK}\"<>|(){{}}]+[^{BLANK}\"<>|(){{}}.!?,-])", None),
     (rf"(?i:www\.(?:[^{BLANK}\"<>|(){{}}.!?,/]+\.)+[A-Za-z]{{2,4}}(?:{PATH})?)", None),
     (rf"(?i:www\.(?:[^{BLANK}\"<>|(){{}}.!?,]+\.)+[A-Za-z]{{2,4}}(?:{PATH})?)", None),
@@ -150,7 +150,7 @@ NUMBERS: list[Rule] = [
     (r"[0-9]{1,2}[/-][0-9]{1,2}[/-][0-9]{2,4}", None),  # dates
     # Telephone numbers.
     (
-        r"\+?(?:(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0]|\([0-9]{2,3}\)[ \xa0]?)[0-9]{3,4}[- \xa0]?[0-9]{3,5}",
+        r"(?:\+?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0]|\([0-9]{2,3}\)[ \xa0]?)[0-9]{3,4}[- \xa0]?[0-9]{3,5}",
         _joined,
     ),
 ]
