@@ -31,6 +31,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_swinbert import SwinBertConfig
 from .generation_swinbert import SwinBertGenerationMixin
 from .modeling_video_swin_swinbert import SafetensorsModel, VideoSwinModel, eager_attention_forward
+from .sparse_attention_swinbert import AttentionPlan, plan_attention, planned_attention, score_range
 
 KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
@@ -102,35 +103,117 @@ class SwinBertCaptioningOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _PreparedMask:
+    """A plan of the attention under a mask, the bias of what it executes, and what both were made of."""
+
+    weight: torch.Tensor
+    kind: tuple[str, str]
+    plan: AttentionPlan
+    bias: torch.Tensor
+
+
 class SparseVideoMask(nn.Module):
-    """The learned attention mask M among N video tokens (section 3.2): sigmoid of a free matrix, diagonal of ones."""
+    """
+    The learned attention mask M among N video tokens (section 3.2): sigmoid of a free matrix, diagonal of ones.
+
+    Attributes:
+        skips_dead_entries: set to `False`, on a mask or on the class, every entry of the attention is executed. By
+            default those are skipped whose weight is 0 in any case, where that is cheaper: see [`AttentionPlan`].
+    """
+
+    skips_dead_entries = True
 
     def __init__(self, config: SwinBertConfig):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_video_tokens, config.num_video_tokens))
+        self._prepared: _PreparedMask | None = None
 
     def soft_values(self) -> torch.Tensor:
         """(N, N) sigmoid of the weights in float32, with a diagonal of zeros."""
-        diagonal = torch.eye(self.weight.shape[0], device=self.weight.device)
-        return (1.0 - diagonal) * torch.sigmoid(self.weight.float())
+        return torch.sigmoid(self.weight.float()).masked_fill(self._diagonal(), 0.0)
 
     def values(self) -> torch.Tensor:
         """(N, N) M, float32: in [0, 1], or 0 and 1 for a hard mask, with a diagonal of ones."""
-        mask = torch.eye(self.weight.shape[0], device=self.weight.device) + self.soft_values()
+        return self._values(self.weight, self._diagonal())
+
+    def _values(self, weight: torch.Tensor, is_diagonal: torch.Tensor) -> torch.Tensor:
+        mask = torch.sigmoid(weight.float()).masked_fill(is_diagonal, 1.0)
         return (mask >= 0.5).float() if self.config.sparse_mask == "hard" else mask
 
-    def forward(self) -> torch.Tensor:
-        """The bias, by the call before which ZeRO-3 and FSDP collect a module's parameters."""
-        return self.bias()
+    def _diagonal(self) -> torch.Tensor:
+        return torch.eye(len(self.weight), dtype=torch.bool, device=self.weight.device)
+
+    def forward(self, dense: bool = False) -> tuple[torch.Tensor, AttentionPlan]:
+        """
+        How to execute the attention among the tokens, by the call before which ZeRO-3 and FSDP collect parameters.
+
+        Args:
+            dense: whether every entry is to be executed.
+
+        Returns:
+            The bias of the entries that are executed, `(1, 1, N, N)` or in the order of the plan, and the plan.
+        """
+        # A compiled graph, a shard or a tensor without values cannot be looked at.
+        known = type(self.weight) is nn.Parameter and not self.weight.is_meta
+        if dense or not self.skips_dead_entries or torch.compiler.is_compiling() or not known:
+            return self.bias()[None, None], AttentionPlan(len(self.weight), is_dense=True)
+        prepared = self._prepare()
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return self._bias_of(prepared.plan), prepared.plan
+        return prepared.bias, prepared.plan
+
+    @torch.no_grad()
+    def plan(self) -> AttentionPlan:
+        """How the attention among the video tokens is executed; `str()` of it says so in a line."""
+        return self()[1]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _prepare(self) -> _PreparedMask:
+        """
+        The plan for the weights as they are. A comparison of all of them finds every change, however it was made, and
+        costs nothing beside a layer.
+        """
+        kind = (self.config.sparse_mask, self.config.sparse_mask_form)
+        prepared, weight = self._prepared, self.weight.detach()
+        if (
+            prepared is None
+            or prepared.kind != kind
+            or (prepared.weight.dtype, prepared.weight.device) != (weight.dtype, weight.device)
+            or not torch.equal(prepared.weight, weight)
+        ):
+            plan = plan_attention(self._bias_of_rows, len(weight), weight.device)
+            prepared = _PreparedMask(weight.clone(), kind, plan, self._bias_of(plan))
+            self._prepared = prepared  # at once, for threads
+        return prepared
 
     def bias(self) -> torch.Tensor:
         """(N, N) float32 to add to attention scores: (1 - M) * -10000 as penalty, log M as gate."""
+        return self._bias(self.weight, self._diagonal())
+
+    def _bias_of_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (R, N) of the bias."""
+        columns = torch.arange(len(self.weight), device=rows.device)
+        return self._bias(self.weight[rows], rows[:, None] == columns)
+
+    def _bias_of(self, plan: AttentionPlan) -> torch.Tensor:
+        if plan.is_dense:
+            return self.bias()[None, None]
+        if not plan.blocks:
+            return self.weight[:0].flatten().float()
+        blocks = [
+            self._bias(self.weight[rows[:, None], columns], rows[:, None] == columns) for rows, columns in plan.blocks
+        ]
+        return torch.cat([block.flatten() for block in blocks])
+
+    def _bias(self, weight: torch.Tensor, is_diagonal: torch.Tensor) -> torch.Tensor:
         if self.config.sparse_mask_form == "penalty":
-            return (1.0 - self.values()) * _PENALTY
+            return (1.0 - self._values(weight, is_diagonal)) * _PENALTY
         if self.config.sparse_mask == "hard":
-            return self.values().log()  # 0 and -inf; the diagonal keeps every row alive
-        return F.logsigmoid(self.weight.float()).fill_diagonal_(0.0)
+            return self._values(weight, is_diagonal).log()  # 0 and -inf; the diagonal keeps every row alive
+        return F.logsigmoid(weight.float()).masked_fill(is_diagonal, 0.0)
 
     def sparsity_loss(self) -> torch.Tensor:
         """Mean over all N * N entries of the soft mask with a diagonal of zeros (equation 2)."""
@@ -143,7 +226,7 @@ class SparseVideoMask(nn.Module):
     @torch.no_grad()
     def statistics(self) -> tuple[int, int]:
         """Of the N * (N - 1) off-diagonal entries, how many are below one half, and how many are alive."""
-        off_diagonal = ~torch.eye(len(self.weight), dtype=torch.bool, device=self.weight.device)
+        off_diagonal = ~self._diagonal()
         below_half = (self.soft_values()[off_diagonal] < 0.5).sum()
         return int(below_half), int(self.live_entries()[off_diagonal].sum())
 
@@ -205,65 +288,86 @@ class SwinBertSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         prefix_key: torch.Tensor | None = None,
         prefix_value: torch.Tensor | None = None,
+        prefix_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         num_masks: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        (B, L + K, hidden_size) -> output of the same shape, attention weights if computed, this call's keys and values.
+        Attention of the text stream: (B, L + K, hidden_size) -> the same, and weights (B, heads, L + K, P + S + K).
 
-        The last `num_masks` (K) rows are read by themselves alone and are not stored in the cache. The texts of one
-        clip attend as one sequence under a block-diagonal `attention_mask`, so that the prefix is not copied for each.
+        One softmax over two parts of scores, so that nothing copies the keys and values of the prefix: not a word, and
+        not the texts of a clip, whose rows read it together. The last `num_masks` (K) rows are read by themselves alone
+        and are not stored in the cache.
+
+        Args:
+            attention_mask: additive, (B, 1, L + K, S + K) for the S tokens of cache and text and the [MASK] tokens.
+            prefix_mask: additive, (B, 1, 1, P); `None` where all is seen.
         """
         batch, length = hidden_states.shape[:2]
-        query = self._heads(self.query(hidden_states))
-        own_key, own_value = key, value = self.key_values(hidden_states)
+        query = self._heads(self.query(hidden_states)) * self.scaling
+        key, value = self.key_values(hidden_states)
         if past_key_values is not None:
             tokens = length - num_masks
             cached_key, cached_value = past_key_values.update(key[:, :, :tokens], value[:, :, :tokens], self.layer_idx)
             key = torch.cat([cached_key, key[:, :, tokens:]], dim=2) if num_masks else cached_key
             value = torch.cat([cached_value, value[:, :, tokens:]], dim=2) if num_masks else cached_value
 
-        clips = batch
+        scores = query @ key.transpose(-1, -2) + attention_mask
+        prefix = 0
         if prefix_key is not None:
-            clips = prefix_key.shape[0]
-            query, key, value = (_group_by_clip(states, clips) for states in (query, key, value))
-            key = torch.cat([prefix_key, key], dim=2)
-            value = torch.cat([prefix_value, value], dim=2)
+            clips, _, prefix, _ = prefix_key.shape
+            of_prefix = _by_text(_by_clip(query, clips) @ prefix_key.transpose(-1, -2), batch)
+            if prefix_mask is not None:
+                of_prefix = of_prefix + prefix_mask
+            scores = torch.cat([of_prefix, scores], dim=-1)
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+        dropped = F.dropout(weights, p=self.config.attention_probs_dropout_prob, training=self.training)
+        output = dropped[..., prefix:] @ value
+        if prefix_value is not None:
+            output = output + _by_text(_by_clip(dropped[..., :prefix], clips) @ prefix_value, batch)
+        return output.transpose(1, 2).reshape(batch, length, -1), weights
 
+    def attend_video(
+        self, hidden_states: torch.Tensor, bias: torch.Tensor | None, plan: AttentionPlan
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """
+        Attention of the prefix stream, (V, P, hidden_size) -> the same shape, as the plan says.
+
+        Returns:
+            Output, attention weights if computed, keys and values `(V, heads, P, D)`, and the range of the scores of a
+            row if the plan has to compare it.
+        """
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        key, value = self.key_values(hidden_states)
+        query = self._heads(self.query(hidden_states)) if plan.is_dense or plan.needs_queries else None
+        if not plan.is_dense:
+            by_token = [None if states is None else states.transpose(1, 2) for states in (query, key, value)]
+            scores = score_range(*by_token[:2], self.scaling) if plan.compares_scores else None
+            output = planned_attention(plan, *by_token, bias, self.scaling, dropout)
+            return output.flatten(2), None, key, value, scores
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            is_causal=False,
+            self, query, key, value, bias, scaling=self.scaling, dropout=dropout, is_causal=False
         )
-        if weights is not None and clips != batch:
-            weights = _ungroup_weights(weights, batch, prefix_key.shape[2])
-        # (V, B / V * length, heads, D) -> (B, length, hidden_size)
-        return output.reshape(batch, length, -1), weights, own_key, own_value
+        return output.flatten(2), weights, key, value, None
 
 
-def _group_by_clip(states: torch.Tensor, clips: int) -> torch.Tensor:
-    """(B, heads, L, D) -> (V, heads, B / V * L, D): the texts of one clip, one after the other."""
-    batch, heads, length, dim = states.shape
+def _by_clip(states: torch.Tensor, clips: int) -> torch.Tensor:
+    """(B, heads, L, X) -> (V, heads, B / V * L, X): the rows of the texts of one clip, one after the other."""
+    batch = states.shape[0]
     if batch == clips:
         return states
-    return states.view(clips, batch // clips, heads, length, dim).transpose(1, 2).reshape(clips, heads, -1, dim)
+    return states.unflatten(0, (clips, batch // clips)).transpose(1, 2).flatten(2, 3)
 
 
-def _ungroup_weights(weights: torch.Tensor, batch: int, prefix: int) -> torch.Tensor:
-    """(V, heads, B / V * L, P + B / V * S) -> (B, heads, L, P + S), without the blocks between two texts (all 0)."""
-    clips, heads = weights.shape[:2]
-    texts = batch // clips
-    weights = weights.unflatten(2, (texts, -1))
-    to_text = weights[..., prefix:].unflatten(-1, (texts, -1)).diagonal(dim1=2, dim2=4).movedim(-1, 2)
-    return torch.cat([weights[..., :prefix], to_text], dim=-1).transpose(1, 2).flatten(0, 1)
+def _by_text(states: torch.Tensor, batch: int) -> torch.Tensor:
+    """(V, heads, B / V * L, X) -> (B, heads, L, X): undoes [`_by_clip`]."""
+    clips = states.shape[0]
+    if batch == clips:
+        return states
+    return states.unflatten(2, (batch // clips, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class SwinBertSelfOutput(nn.Module):
@@ -311,18 +415,23 @@ class SwinBertLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         prefix_key: torch.Tensor | None = None,
         prefix_value: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        num_masks: int = 0,
+        plan: AttentionPlan | None = None,
         key_values_only: bool = False,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        """As [`SwinBertSelfAttention`]; `key_values_only` stops there, where nobody reads the output."""
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """
+        With a plan as [`SwinBertSelfAttention.attend_video`], where `key_values_only` leaves out the output that nobody
+        reads; else as its `forward`.
+        """
+        attention = self.attention.self
         if key_values_only:
-            return None, None, *self.attention.self.key_values(hidden_states)
-        context, weights, key, value = self.attention.self(
-            hidden_states, attention_mask, prefix_key, prefix_value, past_key_values, num_masks
-        )
+            return None, None, *attention.key_values(hidden_states), None
+        if plan is not None:
+            context, *others = attention.attend_video(hidden_states, attention_mask, plan)
+        else:
+            context, *others = attention(hidden_states, attention_mask, prefix_key, prefix_value, **kwargs)
         hidden_states = self.attention.output(context, hidden_states)
-        return self.output(self.intermediate(hidden_states), hidden_states), weights, key, value
+        return self.output(self.intermediate(hidden_states), hidden_states), *others
 
 
 class SwinBertEncoder(nn.Module):
@@ -459,31 +568,50 @@ class SwinBertModel(SwinBertPreTrainedModel):
                 f" {num_video_tokens}: sample {self.config.num_frames} frames of {self.config.image_size} pixels, as"
                 " the model's processor does."
             )
-        bias = self.sparse_mask() if self.sparse_mask is not None else None  # (N, N)
+        keeps_all = output_hidden_states or output_attentions
+        # What is asked for in full, or by another implementation of attention, is executed in full.
+        dense = context_ids is not None or output_attentions or self.config._attn_implementation != "sdpa"
+        bias, plan = self._video_attention(hidden_states, dense)
         if context_ids is not None:
             context, bias = self._prepend_context(
                 hidden_states, bias, context_ids, context_attention_mask, context_token_type_ids
             )
             hidden_states = torch.cat([context, hidden_states], dim=1)  # (V, P, hidden_size)
-        elif bias is not None:
-            bias = bias[None, None]
-        if bias is not None:
-            bias = bias.to(hidden_states.dtype)
+        if bias is not None and not bias.numel():
+            hidden_states = hidden_states + bias.sum()  # 0: where no entry is executed, the mask still has a gradient
+        outputs, scores = self._run_prefix(hidden_states, bias, plan, keeps_all)
+        if scores and not torch.stack(scores).max() <= plan.room:
+            outputs, _ = self._run_prefix(hidden_states, *self._video_attention(hidden_states, True), keeps_all)
+        return SwinBertVideoOutput(
+            video_key_values=outputs.video_key_values,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions if output_attentions else None,
+        )
 
-        all_hidden_states, all_attentions, key_values = [hidden_states], [], []
+    def _video_attention(self, video: torch.Tensor, dense: bool) -> tuple[torch.Tensor | None, AttentionPlan]:
+        """What is added to the scores of the video tokens, and which of them are executed."""
+        if self.sparse_mask is None:
+            return None, AttentionPlan(video.shape[1], is_dense=True)
+        bias, plan = self.sparse_mask(dense)
+        return bias.to(video.dtype), plan
+
+    def _run_prefix(
+        self, hidden_states: torch.Tensor, bias: torch.Tensor | None, plan: AttentionPlan, keeps_all: bool
+    ) -> tuple[SwinBertVideoOutput, list[torch.Tensor]]:
+        """The layers of the prefix stream, and the range of scores in each where the plan has to compare them."""
+        all_hidden_states, all_attentions, key_values, all_scores = [hidden_states], [], [], []
         for index, layer in enumerate(self.encoder.layer):
             # The last layer's output is read by nobody: keys and values suffice, unless all states are asked for.
             is_last = index + 1 == len(self.encoder.layer)
-            key_values_only = is_last and not (output_hidden_states or output_attentions)
-            hidden_states, weights, key, value = layer(hidden_states, bias, key_values_only=key_values_only)
+            hidden_states, weights, key, value, scores = layer(
+                hidden_states, bias, plan=plan, key_values_only=is_last and not keeps_all
+            )
             key_values.append((key, value))
             all_hidden_states.append(hidden_states)
             all_attentions.append(weights)
-        return SwinBertVideoOutput(
-            video_key_values=tuple(key_values),
-            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
-            attentions=tuple(all_attentions) if output_attentions else None,
-        )
+            if scores is not None:
+                all_scores.append(scores.detach())
+        return SwinBertVideoOutput(tuple(key_values), tuple(all_hidden_states), tuple(all_attentions)), all_scores
 
     def _prepend_context(
         self,
@@ -510,8 +638,8 @@ class SwinBertModel(SwinBertPreTrainedModel):
             context_attention_mask = torch.ones_like(context_ids)
         num_video_tokens = video.shape[1]
         if bias is None:
-            bias = torch.zeros(num_video_tokens, num_video_tokens, device=video.device)
-        columns = (1.0 - context_attention_mask.float())[:, None, None] * _PENALTY  # (V, 1, 1, S)
+            bias = video.new_zeros(1, 1, num_video_tokens, num_video_tokens)
+        columns = (1.0 - context_attention_mask.to(bias.dtype))[:, None, None] * _PENALTY  # (V, 1, 1, S)
         rows = length + num_video_tokens
         bias = F.pad(bias, (0, 0, length, 0)).expand(clips, 1, rows, num_video_tokens)
         return context, torch.cat([columns.expand(clips, 1, rows, length), bias], dim=-1)
@@ -581,7 +709,10 @@ class SwinBertModel(SwinBertPreTrainedModel):
             position_ids=packed_position_ids,
             allow_is_causal_skip=False,
         )
-        text_mask = self._text_mask(causal_mask, video_key_values, context_attention_mask, num_masks)
+        text_mask = self._text_mask(causal_mask, inputs_embeds.dtype, num_masks)
+        prefix_mask = None
+        if video_key_values is not None and context_attention_mask is not None:
+            prefix_mask = self._prefix_mask(context_attention_mask, batch, video_key_values[0][0])
         if num_masks:
             mask_ids = torch.full((batch, num_masks), self.config.mask_token_id, device=inputs_embeds.device)
             inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(mask_ids)], dim=1)
@@ -592,8 +723,14 @@ class SwinBertModel(SwinBertPreTrainedModel):
         all_hidden_states, all_attentions = [hidden_states], []
         for index, layer in enumerate(self.encoder.layer):
             prefix_key, prefix_value = video_key_values[index] if video_key_values is not None else (None, None)
-            hidden_states, weights, _, _ = layer(
-                hidden_states, text_mask, prefix_key, prefix_value, past_key_values=past_key_values, num_masks=num_masks
+            hidden_states, weights = layer(
+                hidden_states,
+                text_mask,
+                prefix_key,
+                prefix_value,
+                prefix_mask=prefix_mask,
+                past_key_values=past_key_values,
+                num_masks=num_masks,
             )
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
@@ -628,55 +765,30 @@ class SwinBertModel(SwinBertPreTrainedModel):
         if clips == 0 or texts % clips:
             raise ValueError(f"{texts} texts cannot be shared out over {clips} clips: B must be a multiple of V.")
 
-    def _text_mask(
-        self,
-        causal_mask: torch.Tensor,
-        video_key_values: KeyValues | None,
-        context_attention_mask: torch.Tensor | None,
-        num_masks: int,
-    ) -> torch.Tensor:
+    @staticmethod
+    def _text_mask(causal_mask: torch.Tensor, dtype: torch.dtype, num_masks: int) -> torch.Tensor:
         """
-        Widens the causal mask (B, 1, L, S), boolean or additive, to all that the text stream attends to.
-
-        A [MASK] sees what the token before it sees, and itself; no token sees a [MASK]; every row sees the prefix but
-        for the padding of a context; the texts of one clip do not see each other.
-
-        Returns:
-            (V, 1, B / V * (L + K), P + B / V * (S + K)), of the same kind.
+        The causal mask (B, 1, L, S), boolean or additive, as additive mask (B, 1, L + K, S + K): a [MASK] sees what the
+        token before it sees, and itself; no token sees a [MASK].
         """
-        seen: bool | float = True
-        hidden: bool | float = False
-        if causal_mask.dtype != torch.bool:
-            seen, hidden = 0.0, torch.finfo(causal_mask.dtype).min
-        mask = causal_mask
-        batch = mask.shape[0]
-        if num_masks:
-            mask = torch.cat([mask, mask[:, :, -num_masks:]], dim=2)
-            own = torch.eye(num_masks, dtype=torch.bool, device=mask.device)
-            own = F.pad(own, (0, 0, mask.shape[2] - num_masks, 0))  # (L + K, K): a [MASK] sees itself
-            if mask.dtype != torch.bool:
-                own = torch.where(own, seen, hidden).to(mask.dtype)
-            mask = torch.cat([mask, own.expand(batch, 1, -1, -1)], dim=3)
-        if video_key_values is None:
+        hidden = torch.finfo(dtype).min
+        mask = causal_mask.to(dtype)
+        if causal_mask.dtype == torch.bool:
+            mask = (1.0 - mask) * hidden
+        if not num_masks:
             return mask
+        mask = torch.cat([mask, mask[:, :, -num_masks:]], dim=2)
+        others = ~torch.eye(num_masks, dtype=torch.bool, device=mask.device)
+        others = F.pad(others, (0, 0, mask.shape[2] - num_masks, 0), value=True)  # (L + K, K)
+        return torch.cat([mask, (others.to(dtype) * hidden).expand(len(mask), 1, -1, -1)], dim=3)
 
-        clips, _, num_prefix, _ = video_key_values[0][0].shape
-        texts = batch // clips
-        prefix = mask.new_full((batch, 1, 1, num_prefix), seen)
-        if context_attention_mask is not None:
-            context = context_attention_mask.bool()
-            if context.shape[0] != batch:
-                context = context.repeat_interleave(batch // context.shape[0], dim=0)
-            prefix[:, 0, 0, : context.shape[1]].masked_fill_(~context, hidden)
-        prefix = prefix.expand(-1, -1, mask.shape[2], -1)
-        if texts > 1:
-            rows, columns = mask.shape[2:]
-            same = torch.eye(texts, dtype=torch.bool, device=mask.device).view(texts, 1, texts, 1)
-            mask = mask.view(clips, texts, rows, 1, columns)
-            mask = torch.where(same, mask, torch.full((), hidden, dtype=mask.dtype, device=mask.device))
-            mask = mask.view(clips, 1, texts * rows, texts * columns)
-            prefix = prefix.reshape(clips, 1, texts * rows, num_prefix)
-        return torch.cat([prefix, mask], dim=3)
+    @staticmethod
+    def _prefix_mask(context_attention_mask: torch.Tensor, batch: int, prefix_key: torch.Tensor) -> torch.Tensor:
+        """Additive mask (B, 1, 1, P) that hides the padding of contexts (V, S)."""
+        mask = prefix_key.new_zeros(batch, 1, 1, prefix_key.shape[2])
+        padding = ~context_attention_mask.bool().repeat_interleave(batch // len(context_attention_mask), dim=0)
+        mask[:, 0, 0, : padding.shape[1]].masked_fill_(padding, torch.finfo(mask.dtype).min)
+        return mask
 
 
 class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixin):

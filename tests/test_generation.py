@@ -6,6 +6,7 @@ import pytest
 import torch
 from golden import TINY, tiny_model, tiny_pixels, tiny_text
 from test_modeling import small_batch, small_config
+from torch._dynamo.testing import CompileCounter
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
@@ -234,6 +235,19 @@ def test_two_threads_generate_at_once(model):
             pool.map(lambda video: model.generate(pixel_values_videos=video, max_length=10, num_beams=2), videos)
         )
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_step_compiles_to_one_graph_for_all_lengths(model, clips):
+    """With a static cache, whose tensors a first graph makes; and the encoder and the prefix to one more."""
+    options = {"max_length": 13, "eos_token_id": None, "cache_implementation": "static"}
+    expected = model.generate(pixel_values_videos=clips, **options)
+    torch._dynamo.reset()
+    of_step, of_prefix = CompileCounter(), CompileCounter()
+    encode = torch.compile(model.encode_video, backend=of_prefix, fullgraph=True)
+    encoded = encode(clips).video_key_values
+    model.forward = torch.compile(model.forward, backend=of_step, fullgraph=True)
+    assert torch.equal(model.generate(video_key_values=encoded, **options), expected)
+    assert (of_prefix.frame_count, of_step.frame_count) == (1, 2)
 
 
 def test_pixels_and_features_together_are_refused(model, clips):
