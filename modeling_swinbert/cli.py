@@ -111,12 +111,13 @@ def caption(
             **{name: value for name, value in generation.items() if value is not None},
         )
     alone = len(clips) == 1 and found == [(clips[0], None)]
+    captions = _captions(pipe, [clip for clip, error in found if error is None], start, end)
     num_failed = 0
     with _lines_and_progress(len(found)) as write:
         for clip, error in found:
             result = {"path": clip, "caption": None, "score": None, "error": error}
             if error is None:
-                result.update(_caption_one(pipe, clip, start, end))
+                result.update(next(captions))
             if result["error"] is not None:
                 num_failed += 1
                 _say(f"{clip}: {result['error']}")
@@ -158,13 +159,17 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _caption_one(pipe, clip: str, start: float | None, end: float | None) -> dict[str, Any]:
-    # Whatever is wrong with one clip, the others go on.
-    try:
-        (best, *_) = pipe({"video": clip, "start": start, "end": end})
-    except Exception as error:
-        return {"error": _reason(error)}
-    return {"caption": best["generated_text"], "score": best["score"]}
+def _captions(pipe, clips: list[str], start: float | None, end: float | None) -> Iterator[dict[str, Any]]:
+    """`caption` and `score`, or `error`, of each clip; those that come next are read while one is captioned."""
+    results = iter(pipe(({"video": clip, "start": start, "end": end} for clip in clips), on_error="raise"))
+    for _ in clips:
+        # Whatever is wrong with one clip, the others go on.
+        try:
+            (best, *_) = next(results)
+        except Exception as error:
+            yield {"error": _reason(error)}
+        else:
+            yield {"caption": best["generated_text"], "score": best["score"]}
 
 
 @contextmanager

@@ -5,13 +5,17 @@ In the order of the data: what counts as one clip, reading it, generating, scori
 """
 
 import collections.abc
+import contextlib
 import os
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
@@ -41,7 +45,8 @@ class VideoCaptioningPipeline(Pipeline):
     or a dictionary with `video` (any of these) and, if wanted, its own `start`, `end`, `num_frames`; further keys are
     ignored, so that the rows of a dataset can be passed as they are. What a `Video` column of `datasets` yields,
     decoded or not, is a clip too. **Many clips** are a list, a tuple, an array (B, T, H, W, C), a generator or a
-    dataset; the last two are answered one by one as they are read. A list in which every entry is an image (PIL, or an
+    dataset; the last two are answered one by one as they are read. Threads read a few clips ahead, in order, while the
+    model works on those before (a generator is run by one of them). A list in which every entry is an image (PIL, or an
     array of at most three dimensions) is the frames of *one* clip; to caption stills, pass `[{"video": image}, ...]`.
 
     A clip that cannot be read raises `VideoDecodeError` when it is passed alone. Among many it is logged, and has
@@ -53,7 +58,7 @@ class VideoCaptioningPipeline(Pipeline):
         num_frames (`int`, *optional*): frames to sample uniformly; the model's own number when absent. GIT has one
             embedding for each frame of its training (`config.num_image_with_embedding`, six) and cannot take more.
         on_error (`"raise"` or `"return"`, *optional*): see above.
-        batch_size, num_workers: as in every pipeline.
+        batch_size, num_workers: as in every pipeline; `num_workers` are processes that read instead of threads.
         Everything else goes to `generate()`: `num_beams`, `num_return_sequences`, `max_length`, `do_sample`...
 
     Returns:
@@ -107,9 +112,15 @@ class VideoCaptioningPipeline(Pipeline):
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ):
-        """As the stock one, but for a collation that leaves unreadable clips out of the model's batch."""
+        """
+        As the stock one, but for threads that read ahead, and for a collation that leaves unreadable clips out of the
+        model's batch.
+        """
         sized = isinstance(inputs, collections.abc.Sized)
-        clips = (PipelineDataset if sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
+        if num_workers == 0:
+            clips = _ReadAhead(inputs, lambda clip: self.preprocess(clip, **preprocess_params), batch_size)
+        else:
+            clips = (PipelineDataset if sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
         # A generator can be read by one process only.
         num_workers = num_workers if sized else min(num_workers, 1)
         batches = DataLoader(clips, num_workers=num_workers, batch_size=batch_size, collate_fn=_collate)
@@ -223,6 +234,75 @@ class VideoCaptioningPipeline(Pipeline):
     def _eos_token_ids(self, generate_kwargs: dict) -> list[int]:
         eos = self._get_set_generation_params(generate_kwargs).get("eos_token_id")
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+class _ReadAhead(IterableDataset):
+    """
+    Clips, read by threads in the order of `inputs` while the model works on those before.
+
+    No more lie ready, or are being read, than the next batch or the threads need. Decoders, Pillow and torch release
+    the interpreter's lock, so threads do what processes would, without sending frames around.
+    """
+
+    def __init__(self, inputs, read, batch_size: int):
+        self._inputs, self._read, self._batch_size = inputs, read, batch_size
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __iter__(self):
+        return _Readings(self._inputs, self._read, self._batch_size)
+
+
+class _Readings:
+    """One pass over a `_ReadAhead`. What reading one clip raises is raised in its place, and the others go on."""
+
+    def __init__(self, inputs, read, batch_size: int):
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_threads = min(8, available)
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-clip")
+        # One more than the queue holds is on its way into it.
+        self._readings: queue.Queue = queue.Queue(max(batch_size, num_threads) - 1 or 1)
+        self._closed = threading.Event()
+        # It may wait for a generator for ever: such a thread must not keep the process from ending.
+        arguments = (inputs, read, self._pool, self._readings, self._closed)
+        threading.Thread(target=_submit_all, args=arguments, daemon=True, name="feed-clips").start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._closed.is_set() or (reading := self._readings.get()) is None:
+            self.close()
+            raise StopIteration
+        return reading.result()
+
+    def close(self) -> None:
+        """Lets go of what was not asked for; whatever a thread is reading at the moment, it ends and forgets."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._readings.get_nowait()
+
+    def __del__(self):
+        self.close()
+
+
+def _submit_all(inputs, read, pool: ThreadPoolExecutor, readings: queue.Queue, closed: threading.Event) -> None:
+    """Puts a future for every clip into `readings`, which makes it wait where it is full, and `None` at the end."""
+    try:
+        sized = isinstance(inputs, collections.abc.Sized)
+        for clip in map(inputs.__getitem__, range(len(inputs))) if sized else inputs:
+            readings.put(pool.submit(read, clip))
+            if closed.is_set():
+                return
+    except BaseException as error:  # the generator's or dataset's own
+        failed: Future = Future()
+        failed.set_exception(error)
+        readings.put(failed)
+    if not closed.is_set():
+        readings.put(None)
 
 
 def _is_array(item) -> bool:

@@ -23,6 +23,7 @@ from .video_sources_swinbert import VideoDecodeError, describe_source, open_sour
 
 try:
     import av
+    from av.video.reformatter import VideoReformatter
 except ImportError:
     av = None  # type: ignore[assignment]
 
@@ -40,6 +41,12 @@ _CONTAINERS = (
 _PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container of mp4
 # Reading on is cheaper than seeking over a short gap.
 _SEEK_BYTES = 4 << 20
+# Packets of a file up to this size are kept from counting them, and decoded without opening the file again.
+_KEPT_BYTES = 16 << 20
+# PyAV 17 and later would start as many threads as there are cores for each frame, to turn it into RGB.
+_ONE_SCALER: dict[str, int] = {"threads": 1} if av is not None and int(av.__version__.split(".")[0]) >= 17 else {}
+# FFmpeg's threads cost some 20 ms to start and to wait for; below this many pixels to decode, one is faster.
+_THREADED_PIXELS = 16 << 20
 
 
 @dataclass
@@ -123,6 +130,7 @@ def decode_video(
     backend: str = "auto",
     strict: bool = False,
     allow_private_urls: bool = False,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
     Decodes the wanted frames of a video, and no more than it takes to get them.
@@ -141,10 +149,12 @@ def decode_video(
         strict (`bool`): whether to refuse a clip of which a wanted frame cannot be decoded. Otherwise the nearest frame
             that can be decoded takes its place, with a warning that counts them.
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.
+        transform (callable, *optional*): done to each frame, (H, W, C), as soon as it is decoded: what makes frames
+            smaller keeps the clip from lying in memory at full size. It must not keep the array that it gets.
 
     Returns:
         frames `np.ndarray` of uint8, (T, H, W, C), RGB, upright, and their `VideoMetadata`: `total_num_frames` of the
-        whole video, `frames_indices` counted from its first frame.
+        whole video, `frames_indices` counted from its first frame, `height` and `width` before any `transform`.
 
     Raises:
         VideoDecodeError: with `.source` and `.kind`; see there.
@@ -160,11 +170,10 @@ def decode_video(
     if num_frames is not None and num_frames < 1:
         raise VideoDecodeError(source, "bad_sampling", f"expected `num_frames` of at least 1, found {num_frames}.")
     name = describe_source(source)
-    with open_source(source, allow_private_urls) as media:
-        with _open_stream(name, media) as (container, stream):
-            timeline = _read_timeline(name, container, stream)
-            width, height = stream.codec_context.width, stream.codec_context.height
-            stream_index = stream.index
+    missing = 0
+    with open_source(source, allow_private_urls) as media, _open_stream(name, media) as (container, stream):
+        timeline = _read_timeline(name, container, stream)
+        width, height = stream.codec_context.width, stream.codec_context.height
         first, last = frame_range(name, timeline.seconds, start, end, float(timeline.time_base))
         metadata = timeline.metadata(first, last)
         if indices is None:
@@ -180,32 +189,52 @@ def decode_video(
                 f"{len(wanted)} frames of {width} x {height} take more than {MAX_CLIP_BYTES >> 30} GiB: ask for fewer"
                 " (`num_frames`) or for a part (`start`, `end`).",
             )
-        missing = 0
+        clip = _Clip(len(unique), transform)
         if backend == "pyav":
-            frames, missing = _decode_pyav(name, media, timeline, unique)
+            missing = _decode_pyav(name, media, stream, timeline, unique, clip)
         elif backend == "decord":
-            frames = _decode_decord(name, media, timeline, unique)
+            clip.put_all(_decode_decord(name, media, timeline, unique))
         else:
-            frames = _decode_torchcodec(name, media, timeline, unique, stream_index)
+            clip.put_all(_decode_torchcodec(name, media, timeline, unique, stream.index))
     if missing:
         text = f"{missing} of {len(unique)} wanted frames could not be decoded"
         if strict:
             raise VideoDecodeError(name, "undecodable", f"{text}; without `strict`, their neighbours replace them.")
         warnings.warn(f"{name}: {text} and were replaced by their nearest neighbours.", stacklevel=2)
     metadata = timeline.metadata(0, len(timeline))
-    metadata.height, metadata.width = frames.shape[1:3]
+    metadata.height, metadata.width = clip.height, clip.width
     metadata.video_backend = backend
     metadata.frames_indices = wanted.tolist()
     metadata.frame_times = [float(time) for time in timeline.seconds[wanted]]
     metadata.missing_frames = missing
-    return frames if len(unique) == len(wanted) and (unique == wanted).all() else frames[inverse], metadata
+    as_wanted = len(unique) == len(wanted) and (unique == wanted).all()
+    return (clip.frames if as_wanted else clip.frames[inverse]), metadata
+
+
+class _Clip:
+    """Frames (T, H, W, C) that arrive one by one; memory for all is taken at the first."""
+
+    def __init__(self, num_frames: int, transform: Callable[[np.ndarray], np.ndarray] | None):
+        self._num_frames, self._transform = num_frames, transform
+
+    def put(self, position: int, frame: np.ndarray) -> None:
+        self.height, self.width = frame.shape[:2]
+        if self._transform is not None:
+            frame = self._transform(frame)
+        if not hasattr(self, "frames"):
+            self.frames = np.empty((self._num_frames, *frame.shape), frame.dtype)
+        self.frames[position] = frame
+
+    def put_all(self, frames: np.ndarray) -> None:
+        for position, frame in enumerate(frames):
+            self.put(position, frame)
 
 
 # --- Guard: is it a video, and can one afford it? ---------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _open_stream(name: str, media: str | BinaryIO, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
+def _open_stream(name: str, media: str | BinaryIO) -> Iterator[tuple[Any, Any]]:
     """The container and its best video stream, none of it decoded yet."""
     if not isinstance(media, str):
         media.seek(0)
@@ -241,7 +270,6 @@ def _open_stream(name: str, media: str | BinaryIO, threads: str = "AUTO") -> Ite
                 f"expected frames of at most {MAX_FRAME_PIXELS} pixels, found {context.width} x {context.height}.",
             )
         context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # sizes that change in the middle of the stream
-        context.thread_type = threads
         yield container, stream
 
 
@@ -261,6 +289,7 @@ class _Timeline:
     is_key: np.ndarray  # (packets,) decoding can begin here
     is_disposable: np.ndarray  # (packets,) no other frame needs this one
     packet_id: list[tuple]  # (packets,) recognises a packet after a seek
+    kept: list[Any] | None  # the packets themselves, of a file that is not too large
     packet_end: np.ndarray  # (packets,) bytes up to its end
     time_base: Fraction
     end_pts: int
@@ -294,22 +323,31 @@ class _Timeline:
 def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
     """Reads every packet of the stream, decoding none."""
     context = stream.codec_context
+    # H.264 and HEVC begin slices alike; containers say in the header how many bytes the length of a unit takes.
+    length_at = {"h264": 4, "hevc": 21}.get(context.name)
     header = bytes(context.extradata or b"")
-    is_avc = context.name == "h264"
-    length_size = (header[4] & 3) + 1 if is_avc and len(header) > 4 and header[0] == 1 else 0
+    has_lengths = length_at is not None and len(header) > length_at and header[0] == 1
+    length_size = (header[length_at] & 3) + 1 if has_lengths else 0
     pts, keys, disposable, hidden, ids, sizes, durations, corrupt = [], [], [], [], [], [], [], []
+    slices, kept, num_bytes = [], [], 0
     try:
         for packet in container.demux(stream):
             if not packet.size:
                 continue
             pts.append(packet.pts)
             keys.append(packet.is_keyframe)
-            disposable.append(packet.is_disposable or (is_avc and not _is_avc_reference(packet, length_size)))
+            disposable.append(packet.is_disposable)
+            slices.append(None if length_at is None else _first_slice(packet, context.name == "hevc", length_size))
             hidden.append(packet.is_discard)
             ids.append((packet.pts, packet.dts, packet.size))
             sizes.append(packet.size)
             durations.append(packet.duration or 0)
             corrupt.append(packet.is_corrupt)
+            num_bytes += packet.size
+            if num_bytes <= _KEPT_BYTES:
+                kept.append(packet)
+            else:
+                kept.clear()
     except av.error.FFmpegError as error:
         logger.warning(f"{name}: reading stopped after {len(pts)} packets ({error.strerror}).")
     if all(hidden):
@@ -344,8 +382,9 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
         packet_of_frame=packet_of_frame,
         packet_pts=packet_pts,
         is_key=np.asarray(keys, dtype=bool),
-        is_disposable=np.asarray(disposable, dtype=bool),
+        is_disposable=np.asarray(disposable, dtype=bool) | _without_readers(context.name, slices),
         packet_id=ids,
+        kept=kept or None,
         packet_end=np.cumsum(sizes),
         time_base=time_base,
         end_pts=int(frame_pts[-1] + last_duration),
@@ -356,24 +395,38 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
     )
 
 
-def _is_avc_reference(packet: Any, length_size: int) -> bool:
+def _first_slice(packet: Any, is_hevc: bool, length_size: int) -> tuple[int, int] | None:
     """
-    Whether other H.264 frames need this one: `nal_ref_idc` of its first slice (ITU-T H.264, 7.3.1), found behind NAL
-    unit lengths of `length_size` bytes (mp4, mkv) or, for 0, behind start codes (ts).
+    The first two bytes of the first slice in a packet of H.264 or HEVC (ITU-T H.264 and H.265, 7.3.1), found behind NAL
+    unit lengths of `length_size` bytes (mp4, mkv) or, for 0, behind start codes (ts). `None` where there is none.
     """
-    data, start, size = bytes(packet), 0, 1
+    data = memoryview(packet) if length_size else bytes(packet)
+    start, size = 0, 1
     while True:
         if length_size:
             size, start = int.from_bytes(data[start : start + length_size], "big"), start + length_size
         else:
-            code = data.find(b"\x00\x00\x01", start)
+            code = data.find(b"\x00\x00\x01", start)  # type: ignore[union-attr]
             start = code + 3 if code >= 0 else len(data)
-        if start >= len(data):
-            return True
-        kind, reference = data[start] & 31, data[start] >> 5 & 3
-        if 1 <= kind <= 5:
-            return bool(reference)
+        if start + 1 >= len(data):
+            return None
+        if (data[start] >> 1 & 63) < 32 if is_hevc else 1 <= data[start] & 31 <= 5:
+            return data[start], data[start + 1]
         start += size
+
+
+def _without_readers(codec: str, slices: list[tuple[int, int] | None]) -> np.ndarray:
+    """
+    Which packets no other frame needs, (packets,): in H.264 those with a `nal_ref_idc` of 0; in HEVC those of the
+    highest temporal layer that are no reference within it (even types below 16).
+    """
+    if codec == "h264":
+        return np.array([first is not None and not first[0] >> 5 & 3 for first in slices], dtype=bool)
+    top = max((first[1] & 7 for first in slices if first), default=0)
+    return np.array(
+        [first is not None and first[0] >> 1 & 63 in range(0, 16, 2) and first[1] & 7 == top for first in slices],
+        dtype=bool,
+    )
 
 
 def frame_range(
@@ -434,24 +487,30 @@ def _checked_indices(name: str, indices: Any, num_available: int) -> np.ndarray:
 # --- PyAV -------------------------------------------------------------------------------------------------------------
 
 
-def _decode_pyav(name: str, media: str | BinaryIO, timeline: _Timeline, wanted: np.ndarray) -> tuple[np.ndarray, int]:
-    """Frames (len(wanted), H, W, 3) and how many of them are stand-ins; `wanted` ascends without repeats."""
+def _decode_pyav(
+    name: str, media: str | BinaryIO, stream: Any, timeline: _Timeline, wanted: np.ndarray, clip: _Clip
+) -> int:
+    """Puts the frames `wanted`, ascending without repeats, into `clip`; returns how many of them are stand-ins."""
     skip = timeline.is_disposable.copy()
     skip[timeline.packet_of_frame[wanted]] = False
-    numbers = set(wanted.tolist())
-    found: dict[int, np.ndarray] = {}
-    with _Decoder(name, media, timeline) as decoder:
-        for first, last in _spans(timeline, wanted):
-            for number, frame in decoder.frames(first, last, None if timeline.counted else skip):
-                if number in numbers:
-                    found[number] = decoder.picture(frame)
-                if len(found) == len(numbers):
-                    break
-    stand_ins = 0
-    if lost := sorted(numbers - found.keys()):
-        repaired, stand_ins = _repair(name, media, timeline, lost)
-        found.update(repaired)
-    return np.stack([found[number] for number in wanted.tolist()]), stand_ins
+    if timeline.counted:
+        skip[:] = False
+    spans = _spans(timeline, wanted)
+    position_of = {int(number): position for position, number in enumerate(wanted)}
+    size = stream.codec_context.width * stream.codec_context.height
+    num_packets = sum(int(np.count_nonzero(~skip[first : last + 1])) for first, last in spans)
+    threads = "AUTO" if num_packets * size > _THREADED_PIXELS else "NONE"
+    with _Decoder(name, media, timeline, threads, stream) as decoder:
+        for first, last in spans:
+            for number, frame in decoder.frames(first, last, skip):
+                if number in position_of:
+                    clip.put(position_of.pop(number), decoder.picture(frame))
+                if not position_of:
+                    return 0
+    repaired, num_stand_ins = _repair(name, media, timeline, sorted(position_of))
+    for number, picture in repaired.items():
+        clip.put(position_of[number], picture)
+    return num_stand_ins
 
 
 def _repair(
@@ -466,7 +525,7 @@ def _repair(
     for spans in (_spans(timeline, np.asarray(lost), whole_groups=True), everything):
         distance: np.ndarray = np.full(len(lost), np.iinfo(np.int64).max)
         nearest: np.ndarray = np.full(len(lost), None, dtype=object)
-        with _Decoder(name, media, timeline, threads="NONE") as decoder:
+        with _Decoder(name, media, timeline) as decoder:
             for first, last in spans:
                 for number, frame in decoder.frames(first, last):
                     away = np.abs(timeline.pts[lost] - timeline.pts[number])
@@ -513,8 +572,12 @@ def _spans(timeline: _Timeline, wanted: np.ndarray, whole_groups: bool = False) 
 class _Decoder:
     """Decodes runs of packets of one stream, in ascending order; its pictures are of one size and upright."""
 
-    def __init__(self, name: str, media: str | BinaryIO, timeline: _Timeline, threads: str = "AUTO"):
+    def __init__(
+        self, name: str, media: str | BinaryIO, timeline: _Timeline, threads: str = "NONE", stream: Any = None
+    ):
         self._name, self._media, self._timeline, self._threads = name, media, timeline, threads
+        self._stream = stream  # the one that was read for the timeline: its packets were kept, its decoder is unused
+        self._reformatter = VideoReformatter()
         self._stack = contextlib.ExitStack()
         self._frame_of_pts = {int(stamp): number for number, stamp in enumerate(timeline.pts)}
         self._packet_of_id = {key: position for position, key in enumerate(timeline.packet_id)}
@@ -522,7 +585,10 @@ class _Decoder:
         self._count = 0
 
     def __enter__(self) -> "_Decoder":
-        self._open()
+        if self._stream is None or self._timeline.kept is None:
+            self._open()
+        else:
+            self._prepare()
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -552,17 +618,32 @@ class _Decoder:
         if self._quarter_turns is None:
             self._quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as in numpy
         width, height = self._size
-        picture = frame.to_ndarray(format="rgb24", width=width or frame.width, height=height or frame.height)
-        return np.rot90(picture, self._quarter_turns)
+        picture = self._reformatter.reformat(
+            frame, format="rgb24", width=width or frame.width, height=height or frame.height, **_ONE_SCALER
+        ).to_ndarray()
+        if not self._quarter_turns:
+            return picture
+        channels = [np.rot90(picture[..., channel], self._quarter_turns) for channel in range(3)]
+        turned = np.empty((*channels[0].shape, 3), np.uint8)
+        for channel, values in enumerate(channels):  # one by one is three times as fast
+            turned[..., channel] = values
+        return turned
 
     def _open(self) -> None:
         self._stack.close()
-        self._container, self._stream = self._stack.enter_context(_open_stream(self._name, self._media, self._threads))
-        self._size = self._stream.codec_context.width, self._stream.codec_context.height
+        self._container, self._stream = self._stack.enter_context(_open_stream(self._name, self._media))
         self._demuxer, self._next = self._container.demux(self._stream), 0
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._stream.codec_context.thread_type = self._threads
+        self._size = self._stream.codec_context.width, self._stream.codec_context.height
 
     def _packets(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
         """Position and packet, from `first` to `last`."""
+        if self._timeline.kept is not None:
+            yield from enumerate(self._timeline.kept[first : last + 1], start=first)
+            return
         if packet := self._seek(first):
             yield first, packet
         while self._next <= last:

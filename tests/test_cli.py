@@ -24,7 +24,7 @@ def model(monkeypatch):
     """A stand-in for the model: captions clips by their names; cannot read those that are called bad."""
     seen: dict = {"clips": []}
 
-    def pipe(clip):
+    def caption(clip):
         seen["clips"].append(clip)
         if "bad" in str(clip["video"]):
             raise VideoDecodeError(clip["video"], "not_video", "expected a video file, found text.")
@@ -32,7 +32,7 @@ def model(monkeypatch):
 
     def load(name, **options):
         seen.update(options, model=name)
-        return pipe
+        return lambda clips, on_error: map(caption, clips)
 
     monkeypatch.setattr(cli, "_load_pipeline", load)
     return seen
@@ -99,12 +99,16 @@ def test_arguments_that_name_nothing_fail_and_say_so(command, model, folder, arg
 
 
 def test_unexpected_failure_of_one_clip_is_reported_too(command, monkeypatch, folder):
-    def pipe(clip):
-        raise RuntimeError("out of\nmemory")
+    def caption(clip):
+        if clip["video"].endswith("b.mp4"):
+            raise RuntimeError("out of\nmemory")
+        return [{"generated_text": "a caption", "score": -0.5}]
 
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr(cli, "_load_pipeline", lambda *_, **__: lambda clips, on_error: map(caption, clips))
     result = command("caption", folder / "b.mp4")
     assert (result.exit_code, result.stderr) == (1, f"swinbert: {folder}/b.mp4: out of memory\n")
+    result = command("caption", folder / "b.mp4", folder / "deep/c.webm")
+    assert (result.exit_code, result.stdout) == (1, f"{folder}/deep/c.webm\ta caption\n")
 
 
 def test_options_reach_model_and_clip(command, model, folder):

@@ -1,9 +1,13 @@
 """`pipeline("video-captioning")` with SwinBERT: every kind of clip, every kind of many, scores, saving and loading."""
 
+import gc
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -138,14 +142,128 @@ def test_generators_are_read_as_they_are_asked_for(pipe, clips, alone):
     read = []
 
     def generator():
-        for clip in clips:
+        for clip in clips * 20:
             read.append(clip)
             yield clip
 
-    results = pipe(generator())
-    first = next(iter(results))
-    assert texts([first]) == alone[:1] and len(read) < len(clips)
+    results = iter(pipe(generator()))
+    assert texts([next(results)]) == alone[:1] and len(read) < 20
+    assert texts([next(results), next(results)]) == alone[1:]
     assert texts(pipe(iter(clips), batch_size=2)) == alone
+
+
+def test_a_clip_that_follows_from_the_last_caption(pipe, clips, alone):
+    """Reading ahead must not wait for a clip that is not there yet before it answers."""
+    waiting: queue.Queue = queue.Queue()
+
+    def generator():
+        while (clip := waiting.get(timeout=60)) is not None:
+            yield clip
+
+    waiting.put(clips[0])
+    results = iter(pipe(generator()))
+    assert texts([next(results)]) == alone[:1]
+    waiting.put(clips[1])
+    assert texts([next(results)]) == alone[1:2]
+    waiting.put(None)
+    assert list(results) == []
+
+
+@pytest.fixture
+def slow_reading(pipe, monkeypatch):
+    """Reading takes longer for the earlier clips; notes how many are read at once."""
+    preprocess, running, most = pipe.preprocess, [], []
+
+    def slow(clip, **parameters):
+        running.append(clip)
+        most.append(len(running))
+        time.sleep(0.2 / len(most))
+        try:
+            return preprocess(clip, **parameters)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(pipe, "preprocess", slow)
+    return most
+
+
+def test_clips_that_are_read_at_once_keep_their_order(pipe, clips, alone, slow_reading, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert texts(pipe([*clips, "nowhere.mp4", *clips])) == [*alone, [None], *alone]
+    assert max(slow_reading) == 3
+    assert texts(pipe(clips * 2, batch_size=2)) == alone * 2
+
+
+def test_reading_while_the_model_works(pipe, clips, monkeypatch):
+    """The second clip is read before the first has its caption."""
+    events, done = [], threading.Event()
+    preprocess, forward = pipe.preprocess, pipe.forward
+
+    def noted_preprocess(clip, **parameters):
+        read = preprocess(clip, **parameters)
+        events.append("read")
+        if len(events) >= 2:
+            done.set()
+        return read
+
+    def noted_forward(*arguments, **parameters):
+        assert done.wait(60)
+        events.append("captioned")
+        return forward(*arguments, **parameters)
+
+    monkeypatch.setattr(pipe, "preprocess", noted_preprocess)
+    monkeypatch.setattr(pipe, "forward", noted_forward)
+    pipe(clips[:2])
+    assert events == ["read", "read", "captioned", "captioned"]
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("read-clip", "feed-clips"))]
+
+
+def gone_within_seconds() -> bool:
+    gc.collect()
+    for _ in range(100):
+        if not readers():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_no_thread_outlives_its_use(pipe, clips, monkeypatch):
+    assert gone_within_seconds()
+    results = iter(pipe(clip for clip in clips * 20))
+    next(results)
+    assert readers()
+    del results
+    assert gone_within_seconds()
+    monkeypatch.setattr(pipe, "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipe(clips * 20)
+    assert gone_within_seconds()
+
+
+def test_one_failure_costs_one_clip(pipe, clips, alone, monkeypatch):
+    """Whatever it is: `swinbert caption` goes on after any exception."""
+    results = iter(pipe((clip for clip in [clips[0], "nowhere.mp4", None, clips[1]]), on_error="raise"))
+    assert texts([next(results)]) == alone[:1]
+    with pytest.raises(VideoDecodeError, match="nowhere"):
+        next(results)
+    with pytest.raises(VideoDecodeError):
+        next(results)
+    assert texts([next(results)]) == alone[1:2]
+    assert list(results) == []
+
+
+def test_what_a_generator_raises_arrives(pipe, clips, alone):
+    def generator():
+        yield clips[0]
+        raise OSError("the disk is gone")
+
+    results = iter(pipe(generator()))
+    assert texts([next(results)]) == alone[:1]
+    with pytest.raises(OSError, match="disk is gone"):
+        next(results)
 
 
 def test_hugging_face_datasets(pipe, clips, alone):

@@ -123,6 +123,7 @@ def test_every_frame_in_order(file):
 @pytest.mark.parametrize("seek_bytes", [0, 1 << 30], ids=["seek", "read on"])
 def test_some_frames_in_any_order(file, seek_bytes, monkeypatch):
     monkeypatch.setattr(decoding, "_SEEK_BYTES", seek_bytes)
+    monkeypatch.setattr(decoding, "_KEPT_BYTES", 0)
     for wanted in ([57, 3, 3, 31, 12], [59], [0], [11, 12, 13, 35, 36, 37]):
         frames, metadata = decode_video(file, indices=wanted)
         assert read_numbers(frames) == wanted == metadata.frames_indices
@@ -149,6 +150,7 @@ def test_a_seek_that_lands_elsewhere_begins_anew(clip, monkeypatch):
             yield SeeksTooFar(container), stream
 
     monkeypatch.setattr(decoding, "_SEEK_BYTES", 0)
+    monkeypatch.setattr(decoding, "_KEPT_BYTES", 0)
     monkeypatch.setattr(decoding, "_open_stream", open_badly)
     assert read_numbers(decode_video(clip, indices=[3, 30])[0]) == [3, 30]
     assert len(opened) > 2
@@ -169,11 +171,56 @@ def test_only_the_needed_packets_are_decoded(clip, monkeypatch):
     assert read_numbers(frames) == [11] and 4 <= sum(packet is not None for packet in decoded) <= 9
 
 
+@pytest.mark.parametrize("name", ["hevc.mp4", "hevc.ts"])
+def test_frames_of_hevc_that_no_other_needs_are_skipped(tmp_path, name, monkeypatch):
+    if not can_encode("libx265"):
+        pytest.skip("this PyAV has no encoder libx265")
+    options = {"x265-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0:log-level=none"}
+    path = encode(tmp_path / name, range(60), codec="libx265", options=options)
+    decoded = []
+    numbered = decoding._Decoder._numbered
+    monkeypatch.setattr(
+        decoding._Decoder, "_numbered", lambda self, packet: decoded.append(packet) or numbered(self, packet)
+    )
+    frames, _ = decode_video(path, indices=[20, 58])
+    assert read_numbers(frames) == [20, 58]
+    assert sum(packet is not None for packet in decoded) <= 16  # of 9 and 11 at least, in decoding order
+
+
 def test_uniform_frames_and_their_moments(clip):
     frames, metadata = decode_video(clip, num_frames=8)
     assert read_numbers(frames) == sample_indices(60, 8).tolist()
     assert metadata.timestamps == pytest.approx([index / 30 for index in metadata.frames_indices])
     assert metadata.fps == pytest.approx(30) and metadata.duration == pytest.approx(2)
+
+
+def test_a_transform_is_done_to_each_frame_as_it_comes(clip):
+    frames, plain = decode_video(clip, indices=[3, 40, 3])
+    for backend in ("pyav", "decord"):
+        halves, metadata = decode_video(
+            clip, indices=[3, 40, 3], transform=lambda frame: frame[::2, ::2], backend=backend
+        )
+        assert np.array_equal(halves, frames[:, ::2, ::2])
+        assert (metadata.height, metadata.width) == (plain.height, plain.width) == (32, 96)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 30], ids=["read again", "kept"])
+@pytest.mark.parametrize("pixels", [0, 1 << 40], ids=["threads", "no threads"])
+def test_every_way_of_decoding_gives_the_same_frames(file, kept_bytes, pixels, monkeypatch):
+    expected = decode_video(file, indices=[0, 5, 13, 36, 59])[0]
+    monkeypatch.setattr(decoding, "_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(decoding, "_THREADED_PIXELS", pixels)
+    assert np.array_equal(decode_video(file, indices=[0, 5, 13, 36, 59])[0], expected)
+
+
+def test_a_small_clip_is_opened_once(clip, monkeypatch):
+    opened = []
+    open_stream = decoding._open_stream
+    monkeypatch.setattr(
+        decoding, "_open_stream", lambda *arguments: opened.append(arguments) or open_stream(*arguments)
+    )
+    decode_video(clip, num_frames=8)
+    assert len(opened) == 1
 
 
 def test_indices_may_depend_on_the_number_of_frames(clip):

@@ -10,6 +10,7 @@ import torch
 from encoded_clips import encode, read_numbers
 from PIL import Image
 from safetensors.numpy import load_file
+from torchvision.transforms import InterpolationMode
 from transformers import AutoVideoProcessor
 from transformers.image_utils import SizeDict
 
@@ -134,6 +135,33 @@ def test_encoded_clips_of_every_form(path):
     assert torch.equal(expected, pixels_of(processor, decode_video(path)[0]))
     for form in (path, path.read_bytes(), io.BytesIO(path.read_bytes()), {"path": str(path), "bytes": None}):
         assert torch.equal(pixels_of(processor, form), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"size": {"height": 20, "width": 30}, "crop_size": {"height": 20, "width": 20}},
+        {"size": {"shortest_edge": 24, "longest_edge": 40}, "do_center_crop": False},
+        {"do_resize": False},
+        {"resample": Image.Resampling.BICUBIC},
+        {"resample": InterpolationMode.BILINEAR},
+    ],
+    ids=str,
+)
+def test_frames_resized_as_they_are_decoded_are_those_resized_together(path, options, monkeypatch):
+    seen = []
+    resize = SwinBertVideoProcessor.resize
+    monkeypatch.setattr(
+        SwinBertVideoProcessor,
+        "resize",
+        lambda self, image, *rest, **k: seen.append(image) or resize(self, image, *rest, **k),
+    )
+    processor = make_processor(16)
+    expected = pixels_of(processor, decode_video(path, num_frames=4)[0], do_sample_frames=False, **options)
+    assert torch.equal(pixels_of(processor, path, **options), expected)
+    if not options:
+        assert [tuple(image.shape[-2:]) for image in seen] == [(32, 96), (16, 48)]  # the second time all is done
 
 
 def test_a_picture_is_a_clip_of_one_frame(clip):

@@ -1,13 +1,13 @@
 """From a clip to the model's input: decode -> sample -> preprocess. What is done to a frame is stored here, as data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvF
 from PIL import Image
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -111,12 +111,13 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         video_backend: str | None = None,
         strict: bool | None = None,
         allow_private_urls: bool | None = None,
+        transform: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> tuple[np.ndarray, VideoMetadata]:
         """
         The sampled frames of one encoded clip, untouched otherwise: for whoever keeps, shows or augments frames.
 
         Pass them on with `processor(videos=frames, do_sample_frames=False)`. Arguments that are left out are those of
-        this processor.
+        this processor; `transform` is done to each frame, see `decode_video`.
 
         Returns:
             frames `np.ndarray` of uint8, (T, H, W, C), and their `VideoMetadata`.
@@ -140,6 +141,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
             backend=video_backend or self.video_backend or "auto",
             strict=bool(self.strict if strict is None else strict),
             allow_private_urls=bool(allow_private_urls),
+            transform=transform,
         )
 
     def sample_frames(
@@ -187,12 +189,19 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         clips = _split(videos)
         starts, ends = (_one_each(videos, key, kwargs.pop(key, None), len(clips)) for key in ("start", "end"))
         known = _one_metadata_each(kwargs.pop("video_metadata", None), len(clips))
+        resize = self._resize_of_a_frame(**kwargs)
         frames, metadata = [], []
         for number, (clip, start, end, about) in enumerate(zip(clips, starts, ends, known, strict=True)):
             try:
                 if is_encoded_source(clip):
                     decoded, about = self.load_frames(
-                        clip, start=start, end=end, do_sample_frames=sample, **sampling, **decoding
+                        clip,
+                        start=start,
+                        end=end,
+                        do_sample_frames=sample,
+                        transform=resize,
+                        **sampling,
+                        **decoding,
                     )
                     video = torch.from_numpy(decoded).permute(0, 3, 1, 2)
                 else:
@@ -254,19 +263,32 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         **kwargs,
     ) -> torch.Tensor:
         """(..., C, H, W) with the short side at `size.shortest_edge`, or at (`size.height`, `size.width`)."""
-        height, width = image.shape[-2:]
-        if size.shortest_edge and not size.longest_edge:
-            short = min(height, width)
-            # The original truncates the long side.
-            new_size = (int(size.shortest_edge * height / short), int(size.shortest_edge * width / short))
-        elif size.height and size.width:
-            new_size = (size.height, size.width)
-        else:
+        new_size = _new_size(image.shape[-2], image.shape[-1], size)
+        if new_size is None:
             return super().resize(image, size, resample=resample, **kwargs)
         by_pillow = image.dtype == torch.uint8 and image.device.type == "cpu" and not torch.compiler.is_compiling()
         if by_pillow and isinstance(resample, (int, type(None))):
             return _pillow_resize(image, new_size, PILImageResampling.BILINEAR if resample is None else resample)
         return super().resize(image, SizeDict(height=new_size[0], width=new_size[1]), resample=resample, **kwargs)
+
+    def _resize_of_a_frame(
+        self, do_resize: bool | None = None, size: Any = None, resample: Any = None, device: Any = None, **kwargs
+    ) -> Callable[[np.ndarray], np.ndarray] | None:
+        """
+        What `preprocess` may do to each frame as soon as it is decoded, so that clips of large frames never lie in
+        memory as a whole: `resize`, which then finds nothing left to do. `None` where that is not Pillow's work.
+        """
+        do_resize = self.do_resize if do_resize is None else do_resize
+        resample = self.resample if resample is None else resample
+        if not do_resize or not isinstance(resample, int) or torch.device(device or "cpu").type != "cpu":
+            return None
+        wanted = SizeDict(**get_size_dict(size or dict(self.size), default_to_square=self.default_to_square))
+
+        def resize(frame: np.ndarray) -> np.ndarray:
+            new_size = _new_size(*frame.shape[:2], wanted)
+            return frame if new_size is None else _resize_picture(frame, new_size, resample)
+
+        return resize
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """(..., C, H, W) cut to (`size.height`, `size.width`), padded with zeros where it is smaller."""
@@ -289,11 +311,15 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         image_std: float | Sequence[float],
     ) -> torch.Tensor:
         """`(images * rescale_factor - mean) / std`, in the original's order of operations."""
+        if not do_rescale and not do_normalize:
+            return images
+        images = images.to(torch.float32, copy=True)
         if do_rescale:
-            images = images.to(torch.float32) / (1 / rescale_factor)
+            images /= 1 / rescale_factor
         if do_normalize:
             mean, std = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (image_mean, image_std))
-            images = (images.to(torch.float32) - mean) / std
+            images -= mean
+            images /= std
         return images
 
 
@@ -453,25 +479,33 @@ def _between(clip: Any, fps: float | None, start: float | None, end: float | Non
     return slice(*frame_range(clip, np.arange(len(clip)) / fps, start, end))
 
 
+def _new_size(height: int, width: int, size: SizeDict) -> tuple[int, int] | None:
+    """(height, width) after resizing; `None` where `size` is of a kind that is transformers' own matter."""
+    if size.shortest_edge and not size.longest_edge:
+        short = min(height, width)
+        # The original truncates the long side.
+        return int(size.shortest_edge * height / short), int(size.shortest_edge * width / short)
+    return (size.height, size.width) if size.height and size.width else None
+
+
 def _pillow_resize(image: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
     """(..., C, H, W) uint8 to (..., C, *size)."""
     channels, height, width = image.shape[-3:]
     frames = image.reshape(-1, channels, height, width)
     if (height, width) == size:
         return image
-    box = (size[1], size[0])
     if channels == 3:
-        resized = [
-            np.asarray(Image.fromarray(np.ascontiguousarray(frame.permute(1, 2, 0).numpy())).resize(box, resample))
-            for frame in frames
-        ]
+        resized = [_resize_picture(frame.permute(1, 2, 0).numpy(), size, resample) for frame in frames]
         video = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
     else:
         planes = frames.reshape(-1, height, width).numpy()
-        video = torch.from_numpy(
-            np.stack([np.asarray(Image.fromarray(plane).resize(box, resample)) for plane in planes])
-        )
+        video = torch.from_numpy(np.stack([_resize_picture(plane, size, resample) for plane in planes]))
     return video.reshape(*image.shape[:-2], *size)
+
+
+def _resize_picture(picture: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 to `size`, which is height and width."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), resample))
 
 
 __all__ = ["SwinBertVideoProcessor"]
