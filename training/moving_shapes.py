@@ -11,8 +11,8 @@ No single frame says which way a shape is going, whether it is growing or shrink
 shape that grows or shrinks was at the start. `Content` holds what a caption says, `wordings` says it in several ways,
 and `content` reads any of these ways back, so that captions are compared by what they say and not by how.
 
-The test split consists of combinations of colour, shape and first action that the other two never show (`held_out`);
-these show each colour with each shape, each shape with each action, and each action with each colour.
+The test split consists of contents that the other two never show (`held_out`), though they show any three parts of
+each together.
 
 A second world, "tiles", has other colours, shapes and words for the same events: for transfer between datasets.
 
@@ -181,12 +181,18 @@ def all_contents(world: str = "shapes") -> list[Content]:
 
 
 def held_out(content: Content) -> bool:
-    """Whether only the test split may show `content`: for each colour and shape, one of the eight first actions, so
-    chosen that training shows every pair of the three."""
+    """Whether only the test split may show `content`: an eighth of all, so chosen that training shows any three of its
+    parts (colour, shape, size, first action; second action, or relation and wall) together in a clip of its kind."""
     world = content.world
-    names: tuple[Iterable[str], ...] = (world.colours, world.shapes, world.actions)
-    triple = (content.colour, content.shape, content.actions[0])
-    return sum(list(each).index(name) for each, name in zip(names, triple, strict=True)) % len(world.actions) == 0
+    parts: list[tuple[Iterable[str], str | None]] = [
+        (world.colours, content.colour),
+        (world.shapes, content.shape),
+        (world.sizes, content.size),
+        *((world.actions, action) for action in content.actions),
+        (world.relations, content.relation),
+        (world.colours, content.wall),
+    ]
+    return sum(list(names).index(name) for names, name in parts if name is not None) % 8 == 0
 
 
 # ---------------------------------------------------------------------------------------------------- content <-> words
