@@ -1,6 +1,7 @@
 """Sources of clips: each gives the same columns, refuses what it cannot read, and loses nothing in silence."""
 
 import io
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -316,15 +317,16 @@ def test_stream_is_shared_among_workers_and_shuffled_anew(videos, processor, tmp
         write_tar(tmp_path / f"{shard}.tar", members)
     clips = load_clips(tmp_path, "train", streaming=True)
     stream = ClipStream(clips, processor, seed=3, skip_unreadable=True)
-    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
     orders = []
-    for epoch in (0, 1, 0):
-        stream.set_epoch(epoch)
-        examples = list(loader)
-        assert sorted(each["captions"][0] for each in examples) == [name for name in names if name != "05"]
-        assert len({each["index"] for each in examples}) == len(examples)
+    for workers in (1, 2, 2, 4):
+        examples = list(itertools.islice(torch.utils.data.DataLoader(stream, None, num_workers=workers), 22))
+        if workers == 1:  # several workers are not equally far
+            first, second = ([each["captions"][0] for each in part] for part in (examples[:11], examples[11:]))
+            assert sorted(first) == sorted(second) == [name for name in names if name != "05"]
+            assert first != second
+        assert len({each["seed"] for each in examples}) == len(examples)
         orders.append([each["captions"][0] for each in examples])
-    assert orders[0] == orders[2] != orders[1]
+    assert orders[1] == orders[2]
     with pytest.raises(ValueError, match="--tokenizer"):
         next(captions_of(clips))
 
@@ -458,6 +460,7 @@ def test_training_on_a_stream_with_a_frame_cache(shapes, tmp_path):
     ("changes", "message"),
     [
         ({"max_steps": -1}, "--max_steps"),
+        ({"save_strategy": "epoch"}, "--save_strategy steps"),
         ({"keep_frames": True}, "--keep_frames"),
         ({"objective": "scst"}, "--streaming"),
         ({}, "--tokenizer"),

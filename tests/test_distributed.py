@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from swinbert import bundled_model
 from swinbert.training import processes, train
 from swinbert.training.arguments import parse_arguments
 from swinbert.training.checkpoints import RunError
@@ -97,6 +98,19 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_under_another_launcher(sh
     done = launch(shapes, output, launcher=ACCELERATE)
     assert done.returncode == 0, complain(done, output)
     assert (output / "model.safetensors").read_bytes() == (ddp / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_stream_is_shared_and_gone_on_with(shapes, tmp_path):
+    """Each process takes every other batch of the same stream; a run that was killed ends with the same weights."""
+    stream = {"streaming": True, "tokenizer": bundled_model(), "keep_frames": False}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = launch(shapes, whole, **stream)
+    assert done.returncode == 0, complain(done, whole)
+    assert launch(shapes, parts, environment={"DIE_AT": "4"}, **stream).returncode != 0
+    done = launch(shapes, parts, **stream)
+    assert done.returncode == 0, complain(done, parts)
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
 
 PARTED = {

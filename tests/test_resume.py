@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 from transformers import TrainerCallback
 
+from swinbert import bundled_model
 from swinbert.training import checkpoints, train
 from swinbert.training.checkpoints import RunError
 
@@ -67,6 +68,20 @@ def test_a_run_that_failed_goes_on_to_the_same_weights(shapes, uninterrupted, tm
     assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_streamed_run_goes_on_to_the_same_weights(shapes, tmp_path, workers):
+    """In its second pass over a stream of six clips, in batches that do not divide it."""
+    stream = {"streaming": True, "tokenizer": bundled_model(), "keep_frames": False, "dataloader_num_workers": workers}
+    changes = {**stream, "per_device_train_batch_size": 4, "max_steps": 5, "save_steps": 1, "eval_steps": 5}
+    train.main(tiny_run.arguments(shapes, tmp_path / "whole", **changes))
+    parts = tiny_run.arguments(shapes, tmp_path / "parts", **changes)
+    fail_after(3, parts)
+    assert names(tmp_path / "parts") == ["checkpoint-1", "checkpoint-2"]
+    train.main(parts)
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
 @pytest.mark.slow
 def test_accumulated_steps_and_scst_go_on_to_the_same_weights(shapes, tmp_path):
     model = tmp_path / "model"
@@ -112,7 +127,8 @@ def test_the_best_checkpoint_is_named_by_its_place(shapes, tmp_path):
 
 DRIVER = """
     import os, signal, sys
-    from swinbert.training import checkpoints, train
+    from swinbert import bundled_model
+from swinbert.training import checkpoints, train
 
     def die():
         os.kill(os.getpid(), signal.SIGKILL)

@@ -108,15 +108,21 @@ class CaptionCollator:
         if not self.random_crop:
             videos = [example["frames"] for example in examples]
             return video_processor(videos, **given)["pixel_values_videos"]
-        crop_size = video_processor.crop_size
-        crop = v2.RandomCrop((crop_size["height"], crop_size["width"]), pad_if_needed=True)
-        videos = []
-        for example in examples:
-            frames = torch.from_numpy(np.ascontiguousarray(example["frames"])).permute(0, 3, 1, 2)
-            frames = video_processor.resize(frames, video_processor.size, resample=video_processor.resample)
-            with seeded(*example["seed"]):
-                videos.append(crop(frames))
-        return video_processor(videos, do_resize=False, do_center_crop=False, **given)["pixel_values_videos"]
+        crops = random_crops(examples, video_processor)
+        return video_processor(crops, do_resize=False, do_center_crop=False, **given)["pixel_values_videos"]
+
+
+def random_crops(examples: Sequence[dict[str, Any]], video_processor: Any) -> list[torch.Tensor]:
+    """Clips, uint8 (T, C, H, W), resized as `video_processor` does and cut, all frames of a clip at one place."""
+    crop_size = video_processor.crop_size
+    crop = v2.RandomCrop((crop_size["height"], crop_size["width"]), pad_if_needed=True)
+    crops = []
+    for example in examples:
+        frames = torch.from_numpy(np.ascontiguousarray(example["frames"])).permute(0, 3, 1, 2)
+        frames = video_processor.resize(frames, video_processor.size, resample=video_processor.resample)
+        with seeded(*example["seed"]):
+            crops.append(crop(frames))
+    return crops
 
 
 def _draw(captions: Sequence[str], count: int, generator: Any) -> list[str]:

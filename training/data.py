@@ -219,9 +219,11 @@ class ClipStream(_Clips, torch.utils.data.IterableDataset):
     """
     The clips of a stream (`load_clips(..., streaming=True)`), decoded as they come; see [`ClipDataset`].
 
-    They are shuffled within a buffer of `shuffle_buffer` clips, not yet decoded, and by the files that they come from;
-    those are shared among the workers, so that there is work for no more workers than there are files. An unreadable
-    clip is left out where `skip_unreadable` says so.
+    It has no end: after the last clip it begins again, in another order, so that every batch is full and a run that is
+    resumed comes to the same clips by passing over as many batches as it had. Clips are shuffled within a buffer of
+    `shuffle_buffer`, not yet decoded, and by the files that they come from; those are shared among the workers, so that
+    there is work for no more workers than there are files. An unreadable clip is left out where `skip_unreadable` says
+    so.
     """
 
     def __init__(
@@ -238,9 +240,18 @@ class ClipStream(_Clips, torch.utils.data.IterableDataset):
         self.clips = clips.shuffle(seed=seed, buffer_size=shuffle_buffer)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch, found = 0, True
+        while found:  # nothing, where there are more workers than files
+            found = False
+            for example in self._one_pass(epoch):
+                found = True
+                yield example
+            epoch += 1
+
+    def _one_pass(self, epoch: int) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        epoch, num_skipped = int(self._epoch), 0
+        num_skipped = 0
         self.clips.set_epoch(epoch)
         for number, clip in enumerate(self.clips):
             index = first + number * step

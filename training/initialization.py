@@ -105,7 +105,7 @@ def _new_model(
 
     model = SwinBertForVideoCaptioning(SwinBertConfig(**{**_token_ids(tokenizer), **config}))
     model.generation_config.max_length = model.config.max_caption_length
-    weights = _Weights(model)
+    weights = WeightAccount(model)
     if backbone is not None:
         tensors = {f"model.video_encoder.{name}": tensor for name, tensor in backbone.state_dict().items()}
         weights.take(str(args.backbone), tensors)
@@ -142,7 +142,7 @@ def _from_model(
         setattr(model.generation_config, name, getattr(model.config, name))
     if model.generation_config.forced_eos_token_id is not None:
         model.generation_config.forced_eos_token_id = model.config.eos_token_id
-    weights, tensors = _Weights(model), dict(source.state_dict())
+    weights, tensors = WeightAccount(model), dict(source.state_dict())
     if args.tokenizer:
         tensors, lines = _adapt_words(tensors, model, processor.tokenizer, tokenizer)
         weights.report += lines
@@ -191,10 +191,10 @@ def _expect_type(model: str, model_type: str, expected: str) -> None:
         raise ValueError(f"{model} is a model of type {found!r}; expected {expected}.{hint}")
 
 
-class _Weights:
+class WeightAccount:
     """Fills a model from several sources, and keeps account of its tensors."""
 
-    def __init__(self, model: SwinBertForVideoCaptioning):
+    def __init__(self, model: nn.Module):
         self.model = model
         self.new = dict.fromkeys(model.state_dict())
         self.report: list[str] = []

@@ -122,29 +122,45 @@ class PublishingTrainer(CheckpointingTrainer):
         (output / "README.md").write_text(self._card(name), encoding="utf-8")
 
     def _card(self, name: str) -> str:
-        run = {key: value for key, value in self.run.items() if value not in (None, "", [], False)}
+        results = self._results()
+        return captioner_card(
+            self.model.config,
+            title=name,
+            summary="A SwinBERT model, trained with the `swinbert` package. It describes a short clip in one sentence.",
+            training=self._procedure(),
+            evaluation=self._evaluation(results),
+            provenance=self._provenance(),
+            datasets=self._datasets(),
+            results=results,
+        )
+
+    def _procedure(self) -> str:
+        """What was trained on, and with which arguments."""
+        run = self._given()
         steps = f"{self.state.global_step:,} steps ({self.state.epoch or 0:.1f} epochs) of `swinbert train`"
         if self.data is None:
             trained_on = f"{steps}."
         else:
             captions = f" (captions: {run['captions']})" if "captions" in run else ""
             trained_on = f"{steps} on the split `{self.data.train_split}` of {_named(self.data.dataset)}{captions}."
-        told = [f"- `{key}`: {_named(run[key])}" for key in _TOLD if key in run]
-        results = self._results()
+        return "\n".join([trained_on, "", *(f"- `{key}`: {_named(run[key])}" for key in _TOLD if key in run)])
+
+    def _provenance(self) -> str:
+        run = self._given()
         started = [f"`{key}` {_named(run[key])}" for key in ("model", "backbone", "text_encoder", "mask") if key in run]
-        return captioner_card(
-            self.model.config,
-            title=name,
-            summary="A SwinBERT model, trained with the `swinbert` package. It describes a short clip in one sentence.",
-            training="\n".join([trained_on, "", *told]),
-            evaluation=self._evaluation(results),
-            provenance=(
-                f"Training started from {', '.join(started)}. " if started else "Training started from scratch. "
-            )
-            + "Not told yet: the licence of the weights.",
-            datasets=[self.data.dataset] if self.data is not None and _is_of_the_hub(self.data.dataset) else [],
-            results=results,
-        )
+        start = f"Training started from {', '.join(started) if started else 'scratch'}."
+        return f"{start} Not told yet: the licence of the weights."
+
+    def _given(self) -> dict[str, Any]:
+        return {key: value for key, value in self.run.items() if value not in (None, "", [], False)}
+
+    def _datasets(self) -> list[str]:
+        return [self.data.dataset] if self.data is not None and _is_of_the_hub(self.data.dataset) else []
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the model sees of a clip."""
+        return self.model.config.num_frames
 
     def _results(self) -> list[EvalResult]:
         """The scores of the last evaluation, times 100 as papers write them."""
@@ -171,7 +187,7 @@ class PublishingTrainer(CheckpointingTrainer):
         if not results:
             return "Not measured yet. `swinbert evaluate` gives scores, and with them all that decides them."
         beams = self.model.generation_config.num_beams or 1
-        frames = f"{self.model.config.num_frames} evenly spaced frames"
+        frames = f"{self.num_frames} evenly spaced frame{'s' * (self.num_frames > 1)}"
         return "\n".join(
             [
                 f"Measured during training, on the split `{results[0].dataset_split}` of {results[0].dataset_name},"

@@ -23,6 +23,7 @@ from swinbert.training.checkpoints import (
 from swinbert.training.collators import CaptionCollator
 from swinbert.training.data import ClipDataset, ClipStream, captions_of, load_clips, refuse_missing
 from swinbert.training.frame_cache import FrameCache
+from swinbert.training.git import GitTrainer, frame_reader, git_collator, is_git, load_git
 from swinbert.training.initialization import load_model
 from swinbert.training.monitoring import CaptionMetrics, plot_history
 from swinbert.training.processes import check_world, leave_world, loaded_whole, read_by_all
@@ -53,17 +54,21 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
     eval_clips = load_clips(data_args.dataset, data_args.eval_split) if data_args.eval_split else None
     if eval_clips:
         refuse_missing(eval_clips)
+    git = is_git(model_args.model)
     with loaded_whole(training_args):
-        model, processor, report = load_model(model_args, config, captions_of(train_clips))
+        if git:
+            model, processor, report = load_git(model_args, config)
+        else:
+            model, processor, report = load_model(model_args, config, captions_of(train_clips))
     if training_args.should_log:
         clips = "a stream of" if data_args.streaming else len(train_clips)
         report.append(f"{model.num_parameters() / 1e6:.2f} M parameters, {clips} clips to train on")
         print("\n".join(report), file=sys.stderr)
 
-    dataset: dict[str, Any] = {"video_processor": processor.video_processor, "seed": training_args.seed}
+    reader = frame_reader(model, processor) if git else processor.video_processor
+    dataset: dict[str, Any] = {"video_processor": reader, "seed": training_args.seed}
     if data_args.frame_cache:
-        folder, frame_format = data_args.frame_cache, data_args.frame_cache_format
-        dataset["frame_cache"] = FrameCache(folder, processor.video_processor, frame_format)
+        dataset["frame_cache"] = FrameCache(data_args.frame_cache, reader, data_args.frame_cache_format)
     changed = {"max_shift": data_args.max_shift, "skip_unreadable": data_args.skip_unreadable}
     train_dataset: ClipDataset | ClipStream
     if data_args.streaming:
@@ -76,18 +81,23 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
     if eval_clips:
         quiet = not training_args.should_log
         metrics = CaptionMetrics(processor, eval_clips, data_args.metrics, data_args.num_samples, quiet)
-    common = {
-        "model": model,
-        "args": training_args,
-        "data_collator": CaptionCollator(
+    drawn: dict[str, Any] = {"captions_per_clip": data_args.captions_per_clip, "random_crop": data_args.random_crop}
+    collator = (
+        git_collator(model, processor, **drawn)
+        if git
+        else CaptionCollator(
             processor,
             objective=model.config.objective,
             max_caption_length=model.config.max_caption_length,
             mask_prob=data_args.mask_prob,
             max_masked_tokens=data_args.max_masked_tokens,
-            captions_per_clip=data_args.captions_per_clip,
-            random_crop=data_args.random_crop,
-        ),
+            **drawn,
+        )
+    )
+    common = {
+        "model": model,
+        "args": training_args,
+        "data_collator": collator,
         "train_dataset": train_dataset,
         "eval_dataset": ClipDataset(eval_clips, **dataset) if eval_clips else None,
         "processing_class": processor,
@@ -103,7 +113,7 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
     }
     if model_args.objective == "scst":
         return SelfCriticalTrainer(**common, references=train_clips["captions"])
-    return VideoCaptioningTrainer(**common)
+    return (GitTrainer if git else VideoCaptioningTrainer)(**common)
 
 
 def _load_training_clips(
@@ -122,6 +132,8 @@ def _load_training_clips(
             refuse_missing(clips)
     elif training_args.max_steps <= 0:
         raise ValueError("A streamed dataset has no length: say by --max_steps how long to train.")
+    elif "epoch" in (training_args.eval_strategy, training_args.save_strategy):
+        raise ValueError("A streamed dataset has no epochs: use --eval_strategy steps and --save_strategy steps.")
     elif data_args.keep_frames:
         raise ValueError("Frames of a streamed dataset cannot be kept in memory: leave out --keep_frames.")
     elif model_args.objective == "scst":

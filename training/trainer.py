@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import unwrap_peft_model
 
 from swinbert.training.processes import whole
 from swinbert.training.publishing import PublishingTrainer
@@ -23,10 +24,17 @@ class VideoCaptioningTrainer(PublishingTrainer):
     clips as `label_ids`.
     """
 
+    # What the encoder of clips, and the input that it takes, are called.
+    backbone_name, clips_name = "model.video_encoder", "pixel_values_videos"
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(_TellEpoch())
         self._caption_losses: list[torch.Tensor] = []
+
+    def captioner(self, model: nn.Module) -> Any:
+        """The model itself, out of what parallelism and `peft` wrap around it; an adapter stays at work in it."""
+        return unwrap_peft_model(self.accelerator.unwrap_model(model))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW on groups, each with and without weight decay: backbone, sparse mask (where it has a rate of its own),
@@ -40,7 +48,7 @@ class VideoCaptioningTrainer(PublishingTrainer):
         groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                backbone, factor = "video_encoder." in name, 1.0
+                backbone, factor = f"{self.backbone_name}." in name, 1.0
                 if backbone:
                     factor = self.args.backbone_lr_factor
                 elif "sparse_mask." in name:
@@ -59,13 +67,14 @@ class VideoCaptioningTrainer(PublishingTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "index"}
         if model.training:
-            backbone = self.accelerator.unwrap_model(model).model.video_encoder
+            backbone = self.captioner(model).get_submodule(self.backbone_name)
             if not any(parameter.requires_grad for parameter in backbone.parameters()):
                 backbone.eval()  # what does not train drops no paths either
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self._stop_unless_finite(loss, model)
-            self._caption_losses.append(outputs["caption_loss"].detach())
+            caption_loss = outputs["caption_loss" if "caption_loss" in outputs else "loss"]
+            self._caption_losses.append(caption_loss.detach())
         return (loss, outputs) if return_outputs else loss
 
     def _stop_unless_finite(self, loss: torch.Tensor, model: nn.Module) -> None:
@@ -96,7 +105,7 @@ class VideoCaptioningTrainer(PublishingTrainer):
             loss = self.compute_loss(model, inputs)
             if prediction_loss_only:
                 return loss.detach(), None, None
-            generated = self.accelerator.unwrap_model(model).generate(pixel_values_videos=inputs["pixel_values_videos"])
+            generated = self.captioner(model).generate(**{self.clips_name: inputs[self.clips_name]})
         return loss.detach(), generated, inputs["index"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -108,7 +117,7 @@ class VideoCaptioningTrainer(PublishingTrainer):
                 loss = loss * self.accelerator.num_processes
             logs["caption_loss"] = round(self.accelerator.gather(loss).mean().item(), 4)
             self._caption_losses.clear()
-        mask = getattr(self.accelerator.unwrap_model(self.model).model, "sparse_mask", None)
+        mask = getattr(self.captioner(self.model).base_model, "sparse_mask", None)
         if mask is not None and ("loss" in logs or "eval_loss" in logs):
             mask = whole(mask)
             below_half, alive = mask.statistics()
