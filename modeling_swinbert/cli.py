@@ -317,6 +317,8 @@ def info(
     typer.echo(f"{name}: {type(loaded).__name__}, {loaded.num_parameters():,} parameters, {loaded.dtype}")
     if config.model_type == "swinbert":
         typer.echo(f"sparse mask ({config.sparse_mask}): {mask_statistics(loaded) or 'none'}")
+        if loaded.model.sparse_mask is not None:
+            typer.echo(f"attention among video tokens: {loaded.model.sparse_mask.plan()}")
     typer.echo(config.to_json_string(), nl=False)
 
 
