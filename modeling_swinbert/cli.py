@@ -44,6 +44,11 @@ class OutputFormat(str, Enum):
     jsonl = "jsonl"
 
 
+class BenchmarkSize(str, Enum):
+    base = "base"
+    tiny = "tiny"
+
+
 class DType(str, Enum):
     auto = "auto"
     float32 = "float32"
@@ -660,6 +665,62 @@ def harden(
     except (ValueError, OSError) as error:
         _fail(str(error))
     typer.echo(report)
+
+
+@app.command()
+def bench(
+    only: Annotated[
+        str | None, typer.Option(metavar="PARTS", help="Some of the parts, separated by commas; all if absent.")
+    ] = None,
+    size: Annotated[
+        BenchmarkSize, typer.Option(help="The released base model, or a tiny one that shows in seconds how it works.")
+    ] = BenchmarkSize.base,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds, in which contestants take turns.")] = 5,
+    clips: Annotated[
+        list[Path] | None,
+        typer.Option("--clip", metavar="FILE", exists=True, dir_okay=False, help="To decode; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Gets benchmark.json, after every part, benchmark.md and benchmark.png.")
+    ] = Path("outputs/benchmark"),
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1...; auto is cuda where there is one.")
+    ] = "auto",
+    dtype: Annotated[
+        DType, typer.Option(help="auto is bfloat16 where the hardware computes in it, else float32.")
+    ] = DType.auto,
+):
+    """
+    Measure speed and memory on this machine, beside a plain re-statement of the original's algorithm and other peers.
+
+    Parts: decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap. What benchmark.json
+    holds already, measured with the same settings, is not measured again. Weights are random; clips are generated
+    where none are given.
+    """
+    _quiet_transformers()
+    from swinbert.benchmarks import PARTS, report, run
+
+    on = _device(device)
+    try:
+        results = run(
+            list(PARTS) if only is None else [part.strip() for part in only.split(",")],
+            output,
+            size=size.value,
+            repeats=repeats,
+            device=on,
+            dtype=_torch_dtype(dtype, on),
+            clips=clips or (),
+            progress=_say,
+            done=lambda tables, peak: [typer.echo(f"{report.markdown(table, peak)}\n") for table in tables],
+        )
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    report.write(results, output)
+    try:
+        report.plot(results, output / "benchmark.png")
+    except ModuleNotFoundError:
+        _say("No picture: that needs matplotlib (pip install 'swinbert[train]').")
+    _say(f"All numbers are in {output}.")
 
 
 @app.command()

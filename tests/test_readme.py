@@ -39,7 +39,7 @@ def test_first_command_prints_what_the_readme_shows():
     assert "moving shapes" in done.stderr  # the notice
 
 
-@pytest.mark.parametrize("subcommand", ["caption", "convert", "train", "make-shapes", "info", "push"])
+@pytest.mark.parametrize("subcommand", ["bench", "caption", "convert", "train", "make-shapes", "info", "push"])
 def test_options_in_commands_exist(subcommand):
     options = {
         option

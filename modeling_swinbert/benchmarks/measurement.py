@@ -1,0 +1,180 @@
+"""Seconds, memory, floating point operations, and the machine that they were measured on."""
+
+import contextlib
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+# What decides which kernels a CPU gets.
+_CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_LIBRARIES = ("torch", "torchvision", "transformers", "av", "decord", "torchcodec")
+
+
+@dataclass
+class Row:
+    """
+    One line of a table: a piece of work, by one contestant.
+
+    Args:
+        name: who or what was measured.
+        seconds: of each round, for one call.
+        cpu_seconds: of all threads of the process in these rounds; what else ran on the machine is not in them.
+        items: clips, or words, that a call deals with.
+        flop: floating point operations of a call, matrix products alone; a multiply-add counts two.
+        peak_bytes: by how much memory grew in a call, beyond what it found there (weights, inputs).
+        note: what a reader must know.
+    """
+
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    items: int = 1
+    flop: int | None = None
+    peak_bytes: int | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def measure(self, call: Callable[[], object], device: torch.device) -> None:
+        """One round."""
+        cpu = time.process_time()
+        self.seconds.append(seconds_of(call, device))
+        self.cpu_seconds.append(time.process_time() - cpu)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what torch has a formula for, as its own counter does, but without hooks on modules."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flop += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(
+    contestants: dict[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    progress: Callable[[str], None],
+    items: int = 1,
+) -> tuple[list[Row], list[Any]]:
+    """
+    Calls all contestants once for their memory and operations, then once each in every round: what the machine does
+    besides meets all alike.
+
+    Returns:
+        A row for each, and what each returned.
+    """
+    rows, results = [], []
+    for name, call in contestants.items():
+        progress(f"{name}, memory and operations")
+        with _Operations() as operations:
+            peak_bytes, result = peak_memory(call, device)
+        rows.append(Row(name, items=items, flop=operations.flop or None, peak_bytes=peak_bytes))
+        results.append(result)
+    for number in range(rounds):
+        for row, call in zip(rows, contestants.values(), strict=True):
+            progress(f"{row.name}, round {number + 1} of {rounds}")
+            row.measure(call, device)
+    return rows, results
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> tuple[int | None, Any]:
+    """
+    Bytes by which the memory of the process, or of the GPU, grew during a call, `None` where that is not known; and
+    what the call returned.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before, result
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not reused unseen
+    can_tell = _reset_peak()
+    before = _status("VmRSS")
+    result = call()
+    after = _status("VmHWM")
+    return after - before if can_tell and before is not None and after is not None else None, result
+
+
+def _reset_peak() -> bool:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
+
+
+def _status(name: str) -> int | None:
+    """A line of Linux's account of this process, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second of the machine in a square matrix product: the best of some, after a first."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds_of(lambda: a @ b, device)
+    return 2 * size**3 / min(seconds_of(lambda: a @ b, device) for _ in range(5))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What speed depends on, and nothing that names the machine or its owner."""
+    about: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+    with contextlib.suppress(OSError):
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+        about["cpu"] = facts.get("model name", "unknown")
+        about["cpu_flags"] = [flag for flag in _CPU_FLAGS if flag in facts.get("flags", "").split()]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        about["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+        about["cuda"] = torch.version.cuda
+    for library in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            about[library] = version(library)
+    return about

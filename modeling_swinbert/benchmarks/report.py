@@ -1,0 +1,89 @@
+"""Measurements as Markdown and as a picture."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .measurement import Row
+from .suite import Table
+
+
+def markdown(table: Table, peak: float) -> str:
+    """
+    A table: median seconds and their range, ratio to the baseline (median over rounds), and what else was measured.
+
+    Args:
+        peak: FLOP a second of the machine's matrix product.
+    """
+    measured = {row.name: row for row in table.rows if row.seconds}
+    base = measured.get(table.baseline or "")
+    columns = {
+        "": [row.name for row in table.rows],
+        "seconds": [f"{row.median:.3g}" if row.seconds else "" for row in table.rows],
+        "range": [f"{min(row.seconds):.3g}-{max(row.seconds):.3g}" if row.seconds else "" for row in table.rows],
+        "CPU seconds": [f"{statistics.median(row.cpu_seconds):.3g}" if row.cpu_seconds else "" for row in table.rows],
+        "a second": [f"{row.items / row.median:.3g}" if row.seconds and row.items > 1 else "" for row in table.rows],
+        f"times as fast as {table.baseline}": [_ratio(base, row) for row in table.rows],
+        "GFLOP": [f"{row.flop / 1e9:.3g}" if row.flop else "" for row in table.rows],
+        "of the peak": [f"{row.flop / row.median / peak:.0%}" if row.flop else "" for row in table.rows],
+        "memory": [f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes is not None else "" for row in table.rows],
+        "note": [row.note for row in table.rows],
+    }
+    columns = {name: values for name, values in columns.items() if any(values)}
+    lines = [f"**{table.title}**", "", _line(columns), _line("---" for _ in columns)]
+    return "\n".join([*lines, *map(_line, zip(*columns.values(), strict=True))])
+
+
+def _ratio(base: Row | None, row: Row) -> str:
+    if base is None or not row.seconds:
+        return ""
+    return f"{statistics.median(b / r for b, r in zip(base.seconds, row.seconds, strict=True)):.2f}"
+
+
+def _line(cells) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def heading(results: dict[str, Any]) -> str:
+    """Machine, settings and peak."""
+    facts = {**results["machine"], **results["settings"]}
+    lines = [
+        f"- {name.replace('_', ' ')}: {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in facts.items()
+        if value not in ([], None)
+    ]
+    return "\n".join([*lines, f"- matrix peak: {results['matrix_peak'] / 1e9:,.0f} GFLOP/s"])
+
+
+def write(results: dict[str, Any], output: Path) -> Path:
+    """Writes benchmark.md with all tables; returns its path."""
+    tables = [Table.load(table) for part in results["parts"].values() for table in part]
+    text = "\n\n".join([heading(results), *(markdown(table, results["matrix_peak"]) for table in tables)])
+    path = output / "benchmark.md"
+    path.write_text(text + "\n")
+    return path
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """One panel for each table: median seconds, and from the fastest to the slowest round. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    tables: Sequence[Table] = [Table.load(table) for part in results["parts"].values() for table in part]
+    heights = [1.2 + 0.35 * len(table.rows) for table in tables]
+    figure, panels = pyplot.subplots(
+        len(tables), 1, figsize=(8, sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
+    )
+    for table, panel in zip(tables, panels[:, 0], strict=True):
+        rows = [row for row in reversed(table.rows) if row.seconds]
+        medians = [row.median for row in rows]
+        spread = [[row.median - min(row.seconds) for row in rows], [max(row.seconds) - row.median for row in rows]]
+        panel.barh([row.name for row in rows], medians, xerr=spread, color="#4c72b0", ecolor="#333333")
+        panel.set_title(table.title, fontsize=9, loc="left")
+        panel.set_xlabel("seconds", fontsize=8)
+        panel.tick_params(labelsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

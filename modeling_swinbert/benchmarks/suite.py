@@ -1,0 +1,550 @@
+"""The parts of the benchmark, in the order of the data: decode, preprocess, encode, words; then what scales."""
+
+import copy
+import functools
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from transformers import BertTokenizer
+
+from swinbert import SparseVideoMask, SwinBertConfig, SwinBertForVideoCaptioning, bundled_model
+from swinbert.processing import (
+    SwinBertProcessor,
+    SwinBertVideoProcessor,
+    VideoCaptioningPipeline,
+    decode_video,
+    sample_indices,
+)
+from swinbert.processing.pipeline_swinbert import _ReadAhead
+
+from .measurement import Row, compare, machine, matrix_peak
+from .peers import TorchvisionSwin, git_model, original_caption, original_training_step
+
+# Of the off-diagonal entries of the sparse mask, scattered at random. The paper finds that over 95 % end at zero.
+LIVE_SHARE = 0.05
+OVERLAP_CLIPS = 50
+# Values of the mask's logits at which an entry is certainly open, or closed.
+_OPEN, _CLOSED = 20.0, -20.0
+
+
+@dataclass
+class Table:
+    """What was measured side by side; `baseline` names the row that the others are compared with."""
+
+    title: str
+    rows: list[Row]
+    baseline: str | None = None
+
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> "Table":
+        """From what `asdict` made of one."""
+        return cls(saved["title"], [Row(**row) for row in saved["rows"]], saved["baseline"])
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is: the released base model on real clips, or the same in seconds."""
+
+    config: dict[str, Any]
+    git: dict[str, Any]
+    words: int
+    clips: dict[str, tuple[int, int, int, int]]  # name: width, height, frames, frames from key frame to key frame
+    frames: tuple[int, ...]
+    batches: tuple[int, ...]
+
+
+SIZES = {
+    "base": Size(
+        config={},
+        git={},
+        words=20,
+        clips={
+            "720p, key frame every 250": (1280, 720, 300, 250),
+            "720p, key frame every 12": (1280, 720, 300, 12),
+            "1080p, key frame every 60": (1920, 1080, 300, 60),
+        },
+        frames=(8, 16, 32, 64, 128),
+        batches=(1, 2, 4, 8, 16),
+    ),
+    "tiny": Size(
+        config={
+            "vision_config": {
+                "embed_dim": 16,
+                "depths": [1, 2],
+                "num_heads": [1, 2],
+                "num_frames": 4,
+                "image_size": 32,
+            },
+            "projection_dim": 16,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "vocab_size": 200,
+        },
+        git={
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 32,
+            },
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "vocab_size": 200,
+        },
+        words=4,
+        clips={"64 x 48, key frame every 12": (64, 48, 24, 12)},
+        frames=(2, 4, 8),
+        batches=(1, 2),
+    ),
+}
+
+
+class Bench:
+    """The model, its inputs and the settings, each made when it is first needed."""
+
+    def __init__(
+        self,
+        size: str,
+        repeats: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        clips: Sequence[Path],
+        folder: Path,
+        progress: Callable[[str], None],
+    ):
+        self.size, self.rounds, self.device, self.dtype = SIZES[size], repeats, device, dtype
+        self.clips, self.folder, self.progress = clips, folder, progress
+
+    @functools.cached_property
+    def peak(self) -> float:
+        self.progress("matrix product")
+        return matrix_peak(self.device, self.dtype)
+
+    @functools.cached_property
+    def config(self) -> SwinBertConfig:
+        return SwinBertConfig(**self.size.config)
+
+    @functools.cached_property
+    def model(self) -> SwinBertForVideoCaptioning:
+        return self.build()
+
+    def build(self, num_frames: int | None = None) -> SwinBertForVideoCaptioning:
+        """With random weights: speed does not depend on them, but for those of the mask."""
+        self.progress("building a model")
+        config = SwinBertConfig(**self.size.config)
+        if num_frames is not None:
+            config.num_frames = num_frames
+        torch.manual_seed(0)
+        model = SwinBertForVideoCaptioning(config).eval()
+        set_live_share(model, LIVE_SHARE)
+        return model.to(device=self.device, dtype=self.dtype)
+
+    @functools.cached_property
+    def backbone(self) -> TorchvisionSwin:
+        return TorchvisionSwin(self.model.model.video_encoder)
+
+    def pixels(self, batch: int = 1, num_frames: int | None = None) -> torch.Tensor:
+        height, width = self.config.vision_config.frame_size
+        shape = (batch, num_frames or self.config.num_frames, 3, height, width)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+
+    def generation(self, num_beams: int = 1) -> dict[str, int]:
+        """So many words in any case, after [CLS]."""
+        return {"max_length": 1 + self.size.words, "min_length": 1 + self.size.words, "num_beams": num_beams}
+
+    def caption(self, model: SwinBertForVideoCaptioning, pixels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return model.generate(pixel_values_videos=pixels, **self.generation(), **kwargs)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The backbone's output (B, N, C)."""
+        return self.model.model.video_encoder(pixels).last_hidden_state
+
+    def prefill(self, features: torch.Tensor) -> Any:
+        """Keys and values of the clip."""
+        projected = self.model.model.projector(features)
+        return self.model.encode_video(video_features=projected).video_key_values
+
+    @functools.cached_property
+    def processor(self) -> SwinBertProcessor:
+        config = self.config
+        height, width = config.vision_config.frame_size
+        video = SwinBertVideoProcessor(
+            num_frames=config.num_frames,
+            size={"shortest_edge": min(height, width)},
+            crop_size={"height": height, "width": width},
+        )
+        special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
+        words = {special.get(number, f"word{number}"): number for number in range(config.vocab_size)}
+        return SwinBertProcessor(video, BertTokenizer(vocab=words))
+
+    def clip_files(self) -> dict[str, Path]:
+        """Given clips, or generated ones, by name."""
+        if self.clips:
+            return {path.name: path for path in self.clips}
+        files = {}
+        for number, (name, geometry) in enumerate(self.size.clips.items()):
+            files[name] = self.folder / f"{number}.mp4"
+            if not files[name].exists():
+                self.progress(f"encoding a clip of {name}")
+                write_clip(files[name], *geometry)
+        return files
+
+    def compare(self, contestants: dict[str, Callable[[], Any]], **kwargs: Any) -> tuple[list[Row], list[Any]]:
+        return compare(contestants, self.rounds, self.device, self.progress, **kwargs)
+
+
+@torch.no_grad()
+def set_live_share(model: SwinBertForVideoCaptioning, share: float) -> None:
+    """Opens that share of the mask's off-diagonal entries, at random, and closes the others."""
+    weight = model.model.sparse_mask.weight
+    is_open = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < share
+    weight.copy_(torch.where(is_open, _OPEN, _CLOSED))
+
+
+def write_clip(path: Path, width: int, height: int, num_frames: int, group: int) -> None:
+    """H.264 at 30 frames a second with three B-frames: a grainy picture that pans, under a light that changes."""
+    grain = np.random.default_rng(0).integers(64, 192, (height // 8 + 16, width // 8 + 64), dtype=np.uint8)
+    picture = grain.repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "g": str(group), "bf": "3"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(num_frames):
+            down, right = number % 100, 3 * number % 400
+            window = picture[down : down + height, right : right + width]
+            frame = np.stack([window, window // 2 + number % 64, 255 - window], axis=-1).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def decode(bench: Bench) -> list[Table]:
+    num_frames = bench.config.num_frames
+    tables = []
+    for name, path in bench.clip_files().items():
+        ways: dict[str, Callable[[], Any]] = {
+            "whole clip, then index": functools.partial(_decode_whole, path, num_frames),
+            "swinbert": functools.partial(decode_video, path, num_frames=num_frames),
+            "decord": functools.partial(_decode_with_decord, path, num_frames),
+            "torchcodec": functools.partial(_decode_with_torchcodec, path, num_frames),
+        }
+        unable = {}
+        for way, call in list(ways.items()):
+            try:
+                call()
+            except Exception as error:  # not installed, no libraries, or no such format
+                unable[way] = Row(way, note=f"cannot: {type(error).__name__}")
+                del ways[way]
+        rows, _ = compare(ways, bench.rounds, torch.device("cpu"), bench.progress)
+        rows += unable.values()
+        tables.append(Table(f"{num_frames} frames of a clip of {name}", rows, "whole clip, then index"))
+    return tables
+
+
+def _decode_whole(path: Path, num_frames: int) -> np.ndarray:
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        stream.thread_type = "AUTO"
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+    return frames[sample_indices(len(frames), num_frames)]
+
+
+def _decode_with_decord(path: Path, num_frames: int) -> np.ndarray:
+    import decord
+
+    reader = decord.VideoReader(str(path), ctx=decord.cpu(0))
+    return reader.get_batch(sample_indices(len(reader), num_frames)).asnumpy()
+
+
+def _decode_with_torchcodec(path: Path, num_frames: int) -> np.ndarray:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(str(path), dimension_order="NHWC")
+    indices = sample_indices(decoder.metadata.num_frames, num_frames)
+    return decoder.get_frames_at(indices=indices.tolist()).data.numpy()
+
+
+def stages(bench: Bench) -> list[Table]:
+    path = next(iter(bench.clip_files().values()))
+    video_processor = bench.processor.video_processor
+    frames, _ = video_processor.load_frames(path)
+    pixels = bench.pixels()
+    features = bench.features(pixels)
+    key_values = bench.prefill(features)
+    words = bench.size.words
+    rows, _ = bench.compare(
+        {
+            "decode": lambda: video_processor.load_frames(path),
+            "preprocess": lambda: video_processor(frames, do_sample_frames=False, return_tensors="pt"),
+            "both, frame by frame": lambda: video_processor(path, return_tensors="pt"),
+            "encode": lambda: bench.features(pixels),
+            "prefill": lambda: bench.prefill(features),
+            f"{words} words": lambda: bench.model.generate(video_key_values=key_values, **bench.generation()),
+        }
+    )
+    rows[-1].note = f"{rows[-1].median / words * 1000:.1f} ms a word"
+    return [Table(f"Stages of one clip ({path.name if bench.clips else next(iter(bench.size.clips))})", rows)]
+
+
+def encoder(bench: Bench) -> list[Table]:
+    pixels = bench.pixels()
+    rows, _ = bench.compare({"torchvision": lambda: bench.backbone(pixels), "swinbert": lambda: bench.features(pixels)})
+    for row in rows:
+        row.flop = rows[0].flop  # the same arithmetic; some fused kernels are not counted
+    return [Table("Video encoder, the same weights", rows, "torchvision")]
+
+
+def words(bench: Bench) -> list[Table]:
+    features = bench.features(bench.pixels())
+    contestants = {
+        "original's algorithm": lambda: original_caption(bench.model, features, bench.size.words),
+        "swinbert": lambda: bench.model.generate(video_key_values=bench.prefill(features), **bench.generation()),
+    }
+    rows, captions = bench.compare(contestants)
+    rows[1].note = _agreement(*captions)
+    title = f"Backbone's output to a caption of {bench.size.words} words, {LIVE_SHARE:.0%} of the mask alive"
+    return [Table(title, rows, "original's algorithm")]
+
+
+def caption(bench: Bench) -> list[Table]:
+    pixels = bench.pixels()
+    git = git_model(**bench.size.git).to(device=bench.device, dtype=bench.dtype)
+    side = git.config.vision_config.image_size
+    pictures = torch.randn(1, 6, 3, side, side).to(bench.device, bench.dtype)
+    start = torch.tensor([[101]], device=bench.device)
+    contestants = {
+        "original's algorithm": lambda: original_caption(bench.model, bench.backbone(pixels), bench.size.words),
+        "swinbert": lambda: bench.caption(bench.model, pixels),
+        "GIT, 6 frames": lambda: git.generate(pixel_values=pictures, input_ids=start, **bench.generation()),
+    }
+    rows, captions = bench.compare(contestants)
+    rows[1].note = _agreement(*captions[:2])
+    rows[2].note = f"{git.num_parameters() / 1e6:.0f} M parameters" + ("" if bench.size.git else ", as GIT-base")
+    title = f"Pixels to a caption of {bench.size.words} words, {LIVE_SHARE:.0%} of the mask alive"
+    return [Table(title, rows, "original's algorithm")]
+
+
+def beams(bench: Bench) -> list[Table]:
+    key_values = bench.prefill(bench.features(bench.pixels()))
+    generate = functools.partial(bench.model.generate, video_key_values=key_values)
+    rows, _ = bench.compare(
+        {
+            "greedy": lambda: generate(**bench.generation(1)),
+            "4 beams": lambda: generate(**bench.generation(4)),
+        },
+        items=bench.size.words,
+    )
+    return [Table(f"{bench.size.words} words of an encoded clip", rows, "greedy")]
+
+
+def masks(bench: Bench) -> list[Table]:
+    """The video stream of the fusion encoder under masks of several live shares, and under the bundled model's own."""
+    features = bench.features(bench.pixels())
+    core = bench.model.model
+    own, others = core.sparse_mask, {}
+    for share in (1.0, 0.25, LIVE_SHARE, 0.01, 0.0):
+        core.sparse_mask = copy.deepcopy(own)
+        set_live_share(bench.model, share)
+        others[f"{share:.0%} alive, scattered"] = core.sparse_mask
+
+    def prefill(mask: torch.nn.Module) -> None:
+        core.sparse_mask = mask
+        bench.prefill(features)
+
+    rows, _ = bench.compare({name: functools.partial(prefill, mask) for name, mask in others.items()})
+    core.sparse_mask = own
+    for row, mask in zip(rows, others.values(), strict=True):
+        row.note = _plan(mask)
+    tables = [Table("Prefill of one clip by the live share of its mask", rows, rows[0].name)]
+
+    bundled = SwinBertForVideoCaptioning.from_pretrained(bundled_model()).eval().to(bench.device, bench.dtype)
+    height, width = bundled.config.vision_config.frame_size
+    pixels = torch.randn(1, bundled.config.num_frames, 3, height, width).to(bench.device, bench.dtype)
+    projected = bundled.get_video_features(pixels, return_dict=True).pooler_output
+    rows, _ = bench.compare({"bundled model": lambda: bundled.encode_video(video_features=projected)})
+    alive, entries = _live(bundled)
+    rows[0].note = f"{alive:,} of {entries:,} entries alive; {_plan(bundled.model.sparse_mask)}"
+    return [*tables, Table("The same in the bundled model, under the mask that it learned", rows)]
+
+
+def _live(model: SwinBertForVideoCaptioning) -> tuple[int, int]:
+    mask = model.model.sparse_mask
+    return mask.statistics()[1], max(1, mask.weight.numel() - len(mask.weight))
+
+
+def _plan(mask: SparseVideoMask) -> str:
+    """How the attention under a mask is executed."""
+    plan = mask()[1]
+    return f"{plan.path}, {plan.executed:.1%} of the entries executed"
+
+
+def frames(bench: Bench) -> list[Table]:
+    rows = []
+    for num_frames in bench.size.frames:
+        model = bench.build(num_frames)
+        pixels = bench.pixels(num_frames=num_frames)
+        rows += bench.compare({f"{num_frames} frames": functools.partial(bench.caption, model, pixels)})[0]
+        rows[-1].note = f"{model.config.num_video_tokens} video tokens; {_plan(model.model.sparse_mask)}"
+    return [Table(f"Pixels to caption by length of the clip, {LIVE_SHARE:.0%} of the mask alive", rows, rows[0].name)]
+
+
+def batch(bench: Bench) -> list[Table]:
+    rows = []
+    for number in bench.size.batches:
+        pixels = bench.pixels(batch=number)
+        caption_all = functools.partial(bench.caption, bench.model, pixels)
+        rows += bench.compare({f"{number} clips": caption_all}, items=number)[0]
+    return [Table("Pixels to captions by size of the batch", rows)]
+
+
+def training(bench: Bench) -> list[Table]:
+    model, pixels = bench.model.train(), bench.pixels()
+    backbone = bench.backbone.train()
+    length = min(20, model.config.max_caption_length)
+    ids = torch.full((1, length), model.config.mask_token_id, device=bench.device)
+    labels = torch.randint(104, model.config.vocab_size, (1, length), device=bench.device)
+
+    def forget() -> None:
+        for parameter in itertools.chain(model.parameters(), backbone.parameters()):
+            parameter.grad = None
+
+    def ours() -> None:
+        model(pixel_values_videos=pixels, input_ids=ids, labels=labels).loss.backward()
+        forget()
+
+    def checkpointed() -> None:
+        model.gradient_checkpointing_enable()
+        ours()
+        model.gradient_checkpointing_disable()
+
+    def original() -> None:
+        original_training_step(model, backbone, pixels, ids, labels)
+        forget()
+
+    with torch.enable_grad():
+        rows, _ = bench.compare(
+            {"original's algorithm": original, "swinbert": ours, "swinbert, checkpointing": checkpointed}
+        )
+    model.eval()
+    backbone.eval()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    for row in rows:
+        row.note = f"memory beyond {weights / 2**30:.2f} GiB of weights, with all gradients"
+    return [Table("Forward and backward of one clip", rows, "original's algorithm")]
+
+
+def overlap(bench: Bench) -> list[Table]:
+    path = next(iter(bench.clip_files().values()))
+    pipe = VideoCaptioningPipeline(
+        model=bench.model,
+        processor=bench.processor,
+        device=bench.device,
+        task="video-captioning",
+        max_new_tokens=bench.size.words,
+        min_new_tokens=bench.size.words,
+    )
+    paths = [str(path)] * OVERLAP_CLIPS
+    read = pipe.preprocess(paths[0])
+
+    def model_alone() -> None:
+        for _ in paths:
+            pipe.postprocess(pipe.forward(dict(read), **pipe._forward_params))
+
+    ways: dict[str, Callable[[], object]] = {
+        "reading alone": lambda: list(_ReadAhead(paths, pipe.preprocess, 1)),
+        "model alone": model_alone,
+        "pipeline": lambda: pipe(paths),
+    }
+    rows = [Row(name, items=OVERLAP_CLIPS) for name in ways]
+    for number in range(bench.rounds):
+        for row, call in zip(rows, ways.values(), strict=True):
+            bench.progress(f"{row.name}, round {number + 1} of {bench.rounds}")
+            row.measure(call, bench.device)
+    slower = max(rows[:2], key=lambda row: row.median)
+    return [Table(f"{OVERLAP_CLIPS} clips, read while the model works", rows, slower.name)]
+
+
+def _agreement(first: torch.Tensor, second: torch.Tensor) -> str:
+    """Contestants that compute different things prove nothing; in 16 bits, rounding may choose another word."""
+    return "the same caption" if torch.equal(first, second) else "ANOTHER CAPTION"
+
+
+PARTS: dict[str, Callable[[Bench], list[Table]]] = {
+    part.__name__: part
+    for part in (decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap)
+}
+
+
+def run(
+    parts: Sequence[str],
+    output: Path,
+    *,
+    size: str = "base",
+    repeats: int = 5,
+    device: torch.device,
+    dtype: torch.dtype,
+    clips: Sequence[Path] = (),
+    progress: Callable[[str], None] = lambda message: None,
+    done: Callable[[list[Table], float], None] = lambda tables, peak: None,
+) -> dict[str, Any]:
+    """
+    Measures, part by part, and writes what there is after each into `output`/benchmark.json.
+
+    A part that is in that file, measured with the same settings on the same machine, is not measured again.
+
+    Args:
+        parts: names of `PARTS`.
+        progress: gets a line on what is being done.
+        done: gets the tables of every part as it is measured, and the matrix peak in FLOP a second.
+
+    Returns:
+        What is in the file.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"There is no part {', '.join(unknown)}: expected some of {', '.join(PARTS)}.")
+    about = {
+        "machine": machine(device),
+        "settings": {
+            "size": size,
+            "repeats": repeats,
+            "device": device.type,
+            "dtype": str(dtype).removeprefix("torch."),
+            "clips": [path.name for path in clips],
+        },
+    }
+    file = output / "benchmark.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if {key: results.get(key) for key in about} != about:
+        results = {**about, "matrix_peak": None, "parts": {}}
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(size, repeats, device, dtype, clips, Path(folder), progress)
+        results["matrix_peak"] = results["matrix_peak"] or bench.peak
+        for part in parts:
+            if part in results["parts"]:
+                progress(f"{part}: is in {file.name} already")
+            else:
+                bench.progress = lambda message, part=part: progress(f"{part}: {message}")
+                with torch.no_grad():
+                    tables = PARTS[part](bench)
+                results["parts"][part] = [asdict(table) for table in tables]
+                file.write_text(json.dumps(results, indent=1))
+            done([Table.load(table) for table in results["parts"][part]], results["matrix_peak"])
+    return results
