@@ -324,7 +324,7 @@ def test_stream_is_shared_among_workers_and_shuffled_anew(videos, processor, tmp
             first, second = ([each["captions"][0] for each in part] for part in (examples[:11], examples[11:]))
             assert sorted(first) == sorted(second) == [name for name in names if name != "05"]
             assert first != second
-        assert len({each["seed"] for each in examples}) == len(examples)
+        assert len({tuple(each["seed"]) for each in examples}) == len(examples)
         orders.append([each["captions"][0] for each in examples])
     assert orders[1] == orders[2]
     with pytest.raises(ValueError, match="--tokenizer"):

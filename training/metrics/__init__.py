@@ -11,7 +11,7 @@
 
 from pathlib import Path
 
-from swinbert.training.metrics.java_metrics import MissingTool
+from swinbert.training.metrics.java_metrics import MissingTool, check_tools
 from swinbert.training.metrics.ngrams import CiderD
 from swinbert.training.metrics.ptb_tokenizer import ptb_tokenize
 from swinbert.training.metrics.scoring import METRICS, METRICS_WITHOUT_JAVA, Scores, score
@@ -22,6 +22,7 @@ __all__ = [
     "CiderD",
     "MissingTool",
     "Scores",
+    "check_tools",
     "evaluate_path",
     "ptb_tokenize",
     "score",

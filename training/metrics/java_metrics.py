@@ -1,12 +1,19 @@
 """METEOR and SPICE: Java programs that come with `pycocoevalcap`, started when they are asked for."""
 
 import contextlib
+import os
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
+
+# Lines that METEOR's program is sent at once: few enough that its answers to them never fill its pipe.
+_LINES_AT_ONCE = 100
+# What parts texts, and lines, there.
+_SEPARATOR = re.compile(r"\|{3,}|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
@@ -15,29 +22,24 @@ class MissingTool(RuntimeError):
     """A metric needs something that is not installed; the message says what, and how to get it."""
 
 
-def check_meteor() -> Path:
-    """METEOR's folder.
-
-    Raises:
-        MissingTool: pycocoevalcap or Java is missing.
+def check_tools(metrics: Iterable[str]) -> None:
     """
-    return _coco_tools("METEOR") / "meteor"
-
-
-def check_spice() -> Path:
-    """SPICE's folder.
+    Whether all is there that METEOR and SPICE need, if they are among the metrics; starts nothing.
 
     Raises:
         MissingTool: pycocoevalcap, Java or the parser that SPICE needs is missing.
     """
-    folder = _coco_tools("SPICE") / "spice"
-    if missing := [name for name in SPICE_MODELS if not (folder / "lib" / name).exists()]:
-        raise MissingTool(
-            f"SPICE needs the parser Stanford CoreNLP 3.6.0, several hundred MB that are downloaded once, by `python "
-            f"-m pycocoevalcap.spice.get_stanford_models` (not found: {', '.join(missing)} in {folder / 'lib'}). The "
-            "other metrics do without: leave this one out to score with them."
-        )
-    return folder
+    metrics = set(metrics)
+    if "meteor" in metrics:
+        _coco_tools("METEOR")
+    if "spice" in metrics:
+        folder = _coco_tools("SPICE") / "spice" / "lib"
+        if missing := [name for name in SPICE_MODELS if not (folder / name).exists()]:
+            raise MissingTool(
+                f"SPICE needs the parser Stanford CoreNLP 3.6.0, several hundred MB that are downloaded once, by "
+                f"`python -m pycocoevalcap.spice.get_stanford_models` (not found: {', '.join(missing)} in {folder})."
+                " The other metrics do without: leave this one out to score with them."
+            )
 
 
 def _coco_tools(metric: str) -> Path:
@@ -63,13 +65,14 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
         MissingTool: pycocoevalcap or Java is missing.
         RuntimeError: the program ended early.
     """
-    folder = check_meteor()
+    folder = _coco_tools("METEOR") / "meteor"
     command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", "meteor-1.5.jar"]
     command += ["-", "-", "-stdio", "-l", "en", "-norm"]
     with (
         subprocess.Popen(
             command,
             cwd=folder,
+            env={**os.environ, "LC_ALL": "C"},  # numbers with a point
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -79,12 +82,14 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
     ):
         stack.callback(process.kill)  # also when something fails in between
         assert process.stdin is not None and process.stdout is not None
+        lines = [_line("SCORE", *others, text) for text, others in zip(candidates, references, strict=True)]
         try:
             statistics = []
-            for candidate, its_references in zip(candidates, references, strict=True):
-                _write(process.stdin, " ||| ".join(["SCORE", *its_references, candidate]))
-                statistics.append(process.stdout.readline().strip())
-            _write(process.stdin, " ||| ".join(["EVAL", *statistics]))
+            for first in range(0, len(lines), _LINES_AT_ONCE):
+                some = lines[first : first + _LINES_AT_ONCE]
+                _write(process.stdin, some)
+                statistics += [process.stdout.readline().strip() for _ in some]
+            _write(process.stdin, [_line("EVAL", *statistics)])
             scores = [float(process.stdout.readline()) for _ in statistics]
             return float(process.stdout.readline()), scores
         except (OSError, ValueError) as error:
@@ -94,8 +99,12 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
             ) from error
 
 
-def _write(stream: IO[str], line: str) -> None:
-    stream.write(line + "\n")
+def _line(*texts: str) -> str:
+    return " ||| ".join(_SEPARATOR.sub(" ", text) for text in texts)
+
+
+def _write(stream: IO[str], lines: Sequence[str]) -> None:
+    stream.write("".join(line + "\n" for line in lines))
     stream.flush()
 
 
@@ -108,7 +117,7 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tup
         MissingTool: pycocoevalcap, Java or the parser that SPICE needs is missing.
         RuntimeError: the program failed.
     """
-    check_spice()
+    check_tools(["spice"])
     from pycocoevalcap.spice.spice import Spice
 
     with contextlib.redirect_stdout(None):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
-from swinbert.training.metrics.java_metrics import check_meteor, check_spice, meteor, spice
+from swinbert.training.metrics.java_metrics import check_tools, meteor, spice
 from swinbert.training.metrics.ngrams import MAX_N, CiderD, bleu, rouge_l
 from swinbert.training.metrics.ptb_tokenizer import ptb_tokenize
 
@@ -53,10 +53,7 @@ def score(
     """
     metrics = tuple(metrics)
     _check(predictions, references, metrics)
-    if "meteor" in metrics:
-        check_meteor()
-    if "spice" in metrics:
-        check_spice()
+    check_tools(metrics)
     clips = list(references)
     candidates = ptb_tokenize(predictions[clip] for clip in clips)
     flat = iter(ptb_tokenize(caption for clip in clips for caption in references[clip]))
