@@ -167,7 +167,9 @@ def test_start_and_end_cut_a_clip(shapes, processor, tmp_path):
         ('{"file_name": "a.mp4", "captions": ["a"], "split": "test"}', "train", ValueError, "only {'test': 1}"),
         ('{"file_name": "a.mp4", "captions": []}', "train", ValueError, "list of captions"),
         ('{"file_name": "a.mp4", "captions": [" "]}', "train", ValueError, "list of captions"),
-        ('{"file_name": "a.mp4", "caption": "a"}', "train", ValueError, "no `captions`"),
+        ('{"file_name": "a.mp4", "label": "a"}', "train", ValueError, "no `captions`"),
+        ('{"file_name": "a.mp4", "caption": "a", "text": "b"}', "train", ValueError, "line 1.*caption and text"),
+        ('{"file_name": "a.mp4", "sentence": 3}', "train", ValueError, "line 1.*`sentence` to be a text"),
         ('{"captions": ["a"]}', "train", ValueError, "line 1.*file_name"),
         ("not json", "train", ValueError, "line 1"),
     ],
@@ -177,6 +179,13 @@ def test_bad_folders_are_refused(tmp_path, metadata, split, error, message):
         (tmp_path / "metadata.jsonl").write_text(metadata)
     with pytest.raises(error, match=message):
         load_clips(tmp_path, split)
+
+
+@pytest.mark.parametrize("name", ["caption", "sentence", "sentences", "text"])
+def test_other_names_of_captions(tmp_path, name):
+    lines = [{"file_name": "a.mp4", name: "a b"}, {"file_name": "b.mp4", "captions": ["c"], name: "no caption"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert list(load_clips(tmp_path, "train")["captions"]) == [["a b"], ["c"]]
 
 
 def test_vocabulary_knows_the_captions_and_spells_the_rest():

@@ -1,7 +1,7 @@
 """Where clips with captions come from: folders, parquet files, tar shards and the Hub, each read into the same columns.
 
     video      {"path", "bytes"}, undecoded (`datasets.Video(decode=False)`); `clip_source` gives what a decoder reads
-    captions   list of texts
+    captions   list of texts; in the source also one text, or under the name of caption, sentences, sentence or text
     start, end seconds, where a clip is a part of its file
     video_id   and whatever else the source has
 
@@ -39,6 +39,8 @@ _SPLIT_WORDS = {
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
 # Where `clip_source` finds a video in a tar: no source may say so itself.
 _PLACE = ("shard", "offset", "size")
+# Other names of captions, taken where there are no `captions` and only one of these.
+_CAPTION_NAMES = ("caption", "sentences", "sentence", "text")
 # A sample of a tar is what has one name up to the first dot of its last part, as in WebDataset.
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
 
@@ -162,11 +164,17 @@ def _clean(row: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: they are something else; the message goes on after the name of the row.
     """
-    captions = row.get("captions")
+    named = [name for name in _CAPTION_NAMES if row.get(name) is not None] if row.get("captions") is None else []
+    if len(named) > 1:
+        raise ValueError(f"expected `captions`, found {' and '.join(named)}: name the right one so")
+    name = named[0] if named else "captions"
+    captions = row.get(name)
     captions = [] if captions is None else [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"expected `captions` to be a text or a list of captions, found {captions!r}")
+        raise ValueError(f"expected `{name}` to be a text or a list of captions, found {captions!r}")
     row = {**row, "captions": captions}
+    if named:
+        del row[name]
     for name in ("start", "end"):
         value = row.get(name)
         if value is not None:
