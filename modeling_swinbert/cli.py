@@ -437,7 +437,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Captions to compare with: COCO annotations, or JSON lines.")
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Separated by commas; by default all that need no Java.")
+        str | None, typer.Option(metavar="NAMES", help="Separated by commas; by default all but SPICE.")
     ] = None,
     output: Annotated[
         Path | None,
@@ -489,7 +489,8 @@ def evaluate(
     with _missing_extra("train"):
         from swinbert.training import evaluate as evaluation
     try:
-        chosen = evaluation.check_metrics(None if metrics is None else metrics.split(","))
+        asked = None if metrics is None else metrics.split(",")
+        evaluation.choose_metrics(asked)  # before a model is loaded
         if predictions is not None:
             if references is None:
                 wanted = evaluation.load_evaluation_clips(str(dataset), split).references
@@ -502,7 +503,7 @@ def evaluate(
                 wanted,
                 output,
                 references_from=str(references or f"{dataset}, split {split!r}"),
-                metrics=chosen,
+                metrics=asked,
                 allow_missing=allow_missing,
             )
         else:
@@ -523,7 +524,7 @@ def evaluate(
                 pipe,
                 clips,
                 output,
-                metrics=chosen,
+                metrics=asked,
                 batch_size=batch_size,
                 num_workers=min(4, (os.cpu_count() or 1) - 1) if num_workers is None else num_workers,
                 revision=revision,
@@ -532,7 +533,7 @@ def evaluate(
         _fail(str(error))
     _report_evaluation(result)
     typer.echo(json.dumps(result.summary))
-    if result.missing:
+    if result.missing or set(asked or ()) & result.left_out.keys():
         raise typer.Exit(1)
     return result.summary
 
@@ -639,10 +640,11 @@ def train(context: typer.Context):
     """Train a model; `swinbert train --help` lists the arguments of transformers' Trainer and ours."""
     with _missing_extra("train"):
         from swinbert.training.checkpoints import RunError
+        from swinbert.training.metrics import MissingTool
         from swinbert.training.train import build_trainer, run
     try:
         trainer = build_trainer(context.args)
-    except (ValueError, OSError, RunError) as error:
+    except (ValueError, OSError, RunError, MissingTool) as error:
         _fail(str(error))
     try:
         run(trainer)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import datasets
 import pytest
@@ -19,10 +20,16 @@ from swinbert import cli
 from swinbert.processing import VideoCaptioningPipeline
 from swinbert.training.caption_files import clip_ids, read_predictions, read_references
 from swinbert.training.evaluate import load_evaluation_clips, world_scores
-from swinbert.training.metrics import score
+from swinbert.training.metrics import java_metrics, score, scoring
 
 NAMES = [f"clip{number}" for number in range(5)]
 REFERENCES = {name: [f"a dog runs on grass {number}", "the man is in a red car"] for number, name in enumerate(NAMES)}
+
+
+@pytest.fixture(autouse=True)
+def no_meteor(monkeypatch):
+    """By default it would be among the scores where it can be, and takes seconds to start."""
+    monkeypatch.setattr(java_metrics, "find_spec", lambda name: None)
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +225,50 @@ def test_references_of_another_world_of_shapes_are_named():
         assert world_scores({"a": ours, "b": ours}, {"a": [ours], "b": [theirs]}) == {}
 
 
+# --------------------------------------------------------------------------------------------------- METEOR and SPICE
+
+
+@pytest.fixture
+def meteor(monkeypatch):
+    """As if it could be computed: 0.25 for every caption, or what is put in its place."""
+    found = {"meteor": lambda candidates, references: (0.25, [0.25] * len(candidates))}
+    monkeypatch.setattr(java_metrics, "_coco_tools", lambda metric: None)
+    monkeypatch.setattr(scoring, "meteor", lambda *captions: found["meteor"](*captions))
+    return found
+
+
+def test_without_java_the_other_scores_are_given(evaluate, monkeypatch, tmp_path):
+    said = []
+    forward = VideoCaptioningPipeline.forward
+    monkeypatch.setattr(warnings, "warn", lambda message, **_: said.append(str(message)))
+    monkeypatch.setattr(VideoCaptioningPipeline, "forward", lambda *a, **b: (said.append("pass"), forward(*a, **b))[1])
+    result = evaluate("--limit", 2)
+    assert result.exit_code == 0 and "CIDEr" in json.loads(result.stdout) and "METEOR" not in json.loads(result.stdout)
+    assert said[0].startswith("METEOR is left out: METEOR needs pycocoevalcap") and said[1] == "pass"
+    left_out = json.loads((tmp_path / "output/scores.json").read_text())["left_out"]
+    assert "pycocoevalcap" in left_out["meteor"] and "download" in left_out["spice"]
+
+
+def test_meteor_is_among_the_scores_where_it_can_be(evaluate, meteor, tmp_path):
+    result = evaluate("--limit", 2)
+    assert result.exit_code == 0 and json.loads(result.stdout)["METEOR"] == 0.25
+    written = json.loads((tmp_path / "output/scores.json").read_text())
+    assert written["METEOR"] == 0.25 and set(written["left_out"]) == {"spice"}
+    assert "METEOR" not in json.loads(evaluate("--limit", 2, "--metrics", "cider").stdout)
+
+
+def test_a_program_that_fails_costs_no_other_score(evaluate, meteor, tmp_path):
+    def fail(candidates, references):
+        raise RuntimeError("METEOR's Java program gave no score.")
+
+    meteor["meteor"] = fail
+    for options, exit_code in ((), 0), (("--metrics", "bleu,meteor"), 1):
+        result = evaluate("--limit", 2, *options)
+        assert (result.exit_code, "Bleu_4" in json.loads(result.stdout)) == (exit_code, True)
+        assert "Left out: meteor, METEOR's Java program gave no score" in result.stderr
+    assert "no score" in json.loads((tmp_path / "output/scores.json").read_text())["left_out"]["meteor"]
+
+
 # ------------------------------------------------------------------------------------------------- going on, and kills
 
 
@@ -401,6 +452,8 @@ def test_two_runs_in_one_folder(evaluate, tmp_path):
         (["--split", "validation"], "no split 'validation', only {'test': 5} clips"),
         (["--dataset", "nowhere/at/all"], "nowhere/at/all"),
         (["--metrics", "cider,beauty"], "found beauty"),
+        (["--metrics", "cider,meteor"], "METEOR needs pycocoevalcap"),
+        (["--metrics", "spice"], "SPICE needs pycocoevalcap"),
         (["--references", "nowhere.json"], "found no nowhere.json"),
         (["--references", "."], "found the folder"),
     ],

@@ -18,6 +18,7 @@ from swinbert.training.arguments import parse_arguments
 from swinbert.training.collators import CaptionCollator
 from swinbert.training.data import build_tokenizer
 from swinbert.training.initialization import check_config
+from swinbert.training.metrics import java_metrics, scoring
 from swinbert.training.monitoring import CaptionMetrics, collapse_warning, plot_history
 from swinbert.training.moving_shapes import make_shapes
 from swinbert.training.trainer import VideoCaptioningTrainer
@@ -152,6 +153,18 @@ def test_scores_take_all_references_and_each_clip_once(processor, capsys):
     assert set(CaptionMetrics(processor, clips, [])(predict(processor, ["a", "a"], [0, 1]))) == {"distinct_captions"}
 
 
+def test_a_program_that_fails_costs_no_run(processor, capsys, monkeypatch):
+    def fail(candidates, references):
+        raise RuntimeError("METEOR's Java program gave no score.")
+
+    monkeypatch.setattr(java_metrics, "_coco_tools", lambda metric: None)
+    monkeypatch.setattr(scoring, "meteor", fail)
+    clips = Clips(captions=[["a man plays"], ["a dog runs"]])
+    scores = CaptionMetrics(processor, clips, ["cider", "meteor"])(predict(processor, ["a man", "a dog"], [0, 1]))
+    assert set(scores) == {"distinct_captions", "CIDEr"}
+    assert "WARNING: no score by meteor: METEOR's Java program gave no score." in capsys.readouterr().err
+
+
 def test_collapse_is_said_plainly(processor, capsys):
     assert collapse_warning(["a man"] * 9 + ["a dog"]).startswith(
         "WARNING: 9 of 10 clips get one and the same caption, 'a man'"
@@ -244,6 +257,14 @@ def test_what_is_wrong_is_said_before_training(shapes, tmp_path, arguments, mess
         app, ["train", "--dataset", shapes, "--output_dir", str(tmp_path / "x"), *TINY, *arguments]
     )
     assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_metric_that_lacks_something_is_known_before_training(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(java_metrics, "find_spec", lambda name: None)
+    arguments = ["--dataset", shapes, "--output_dir", str(tmp_path / "x"), *TINY, "--metrics", "cider", "meteor"]
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 1 and "METEOR needs pycocoevalcap" in result.output and "Traceback" not in result.output
     assert not (tmp_path / "x").exists()
 
 

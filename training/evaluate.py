@@ -26,7 +26,7 @@ from swinbert.processing import VideoCaptioningPipeline
 from swinbert.processing.pipeline_swinbert import _collate
 from swinbert.training.caption_files import clip_ids, read_predictions, read_references, write_coco, write_json
 from swinbert.training.caption_settings import caption_settings
-from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, score
+from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, MissingTool, check_tools, score
 from swinbert.training.moving_shapes import content
 from swinbert.training.prediction_log import PredictionLog, compared
 from swinbert.training.prepare.documents import first_names
@@ -128,17 +128,26 @@ def _check_wanted(found: set[str], references: Mapping[str, Any], where: str, al
         )
 
 
-def check_metrics(metrics: Iterable[str] | None) -> tuple[str, ...]:
+def choose_metrics(metrics: Iterable[str] | None) -> tuple[tuple[str, ...], dict[str, str]]:
     """
-    The metrics to compute, by default all that need no Java.
+    The metrics to compute, by default all but SPICE that can be computed here; and why the others are left out.
 
     Raises:
         ValueError: an unknown one.
+        MissingTool: METEOR or SPICE is asked for by its name, and lacks something here.
     """
-    chosen = tuple(METRICS_WITHOUT_JAVA if metrics is None else dict.fromkeys(metrics))
-    if unknown := [name for name in chosen if name not in METRICS]:
-        raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {first_names(unknown)}.")
-    return chosen
+    if metrics is not None:
+        chosen = tuple(dict.fromkeys(metrics))
+        if unknown := [name for name in chosen if name not in METRICS]:
+            raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {first_names(unknown)}.")
+        check_tools(chosen)
+        return chosen, {name: "not asked for" for name in METRICS if name not in chosen}
+    left_out = {"spice": "which needs a download and 8 GB: ask for it by its name (--metrics)"}
+    try:
+        check_tools(["meteor"])
+    except MissingTool as error:
+        return METRICS_WITHOUT_JAVA, {"meteor": str(error), **left_out}
+    return (*METRICS_WITHOUT_JAVA, "meteor"), left_out
 
 
 # --- Captions ---------------------------------------------------------------------------------------------------------
@@ -237,7 +246,7 @@ class Evaluation:
         missing: clip -> why it has none.
         references: clip -> its references, of the clips of `captions`; `None` where nobody has any.
         summary: numbers of clips and references, and scores.
-        left_out: metric -> why it was not computed.
+        left_out: metric -> why there is no score by it.
         folder: where the files are.
     """
 
@@ -268,18 +277,20 @@ def evaluate(
 
     Args:
         folder: by default one in `outputs/evaluation/` that is named after model, data and settings.
-        metrics: names of `swinbert.training.metrics`; by default all that need no Java.
+        metrics: names of `swinbert.training.metrics`; by default all but SPICE that can be computed here, and a
+            warning where METEOR cannot.
         batch_size: clips in one forward pass.
         num_workers: processes that read and decode clips; 0 does it in this one.
         revision: that the model was loaded with.
 
     Raises:
         ValueError: `folder` belongs to a run with other settings; an unknown metric.
+        MissingTool: METEOR or SPICE is asked for, and lacks something here; nothing was captioned.
         BlockingIOError: another process is writing to `folder`.
     """
-    metrics = check_metrics(metrics)
-    if needy := [name for name in metrics if name not in METRICS_WITHOUT_JAVA]:
-        score({"": "a dog"}, {"": ["a dog"]}, needy)  # what such a metric lacks is to be known before, not after
+    chosen, left_out = choose_metrics(metrics)
+    if clips.references is not None and "meteor" in left_out and metrics is None:
+        warnings.warn(f"METEOR is left out: {left_out['meteor']}", stacklevel=2)
     settings = {"dataset": clips.settings(), **caption_settings(pipe, revision)}
     folder = default_folder(settings) if folder is None else folder
     with PredictionLog(folder, settings) as log:
@@ -302,7 +313,9 @@ def evaluate(
     captions = {line["id"]: line["caption"] for line in lines if line["caption"] is not None}
     missing = {line["id"]: line["error"] for line in lines if line["caption"] is None}
     summary = {"split": clips.split, **({"limit": clips.number} if clips.number < len(clips.ids) else {})}
-    return _scored(captions, missing, clips.references, clips.references_from, metrics, summary, settings, folder)
+    return _scored(
+        captions, missing, clips.references, clips.references_from, chosen, left_out, summary, settings, folder
+    )
 
 
 def default_folder(settings: Mapping[str, Any]) -> Path:
@@ -333,7 +346,7 @@ def evaluate_predictions(
     Raises:
         ValueError: predictions for clips without references, or references for clips without predictions.
     """
-    metrics = check_metrics(metrics)
+    chosen, left_out = choose_metrics(metrics)
     captions, missing = read_predictions(predictions)
     if unknown := [name for name in (*captions, *missing) if name not in references]:
         raise ValueError(
@@ -352,7 +365,7 @@ def evaluate_predictions(
         if (folder / "settings.json").exists() and folder.resolve() != made.parent.resolve():
             raise ValueError(f"{folder} holds an evaluation of other predictions: name another output folder.")
         folder.mkdir(parents=True, exist_ok=True)
-    return _scored(captions, missing, references, references_from, metrics, {}, settings, folder)
+    return _scored(captions, missing, references, references_from, chosen, left_out, {}, settings, folder)
 
 
 def _scored(
@@ -361,6 +374,7 @@ def _scored(
     references: Mapping[str, Sequence[str]] | None,
     references_from: str,
     metrics: Sequence[str],
+    left_out: dict[str, str],
     summary: dict[str, Any],
     settings: dict[str, Any],
     folder: Path | None,
@@ -372,12 +386,10 @@ def _scored(
         summary["distinct_captions"] = len(set(captions.values())) / len(captions)
     if captions and wanted:
         summary["references"] = sum(map(len, wanted.values()))
-        summary |= world_scores(captions, wanted) | score(captions, wanted, metrics)["corpus"]
-    left_out = {
-        name: "not asked for" if name in METRICS_WITHOUT_JAVA else "which needs Java: ask for it by its name"
-        for name in METRICS
-        if name not in metrics
-    }
+        summary |= world_scores(captions, wanted)
+        scores, failed = corpus_scores(captions, wanted, metrics)
+        summary |= scores
+        left_out |= failed
     if folder is not None:
         write_coco(folder, captions, wanted)
         about: dict[str, Any] = {"missing_clips": missing, "settings": settings}
@@ -387,6 +399,18 @@ def _scored(
             about |= {"metric_tokenizer": METRIC_TOKENIZER, "left_out": left_out}
         write_json(folder / "scores.json", {**summary, **about})
     return Evaluation(captions, missing, wanted, summary, left_out, folder)
+
+
+def corpus_scores(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Scores of all clips, and why some are not among them: a Java program that fails costs the others nothing."""
+    try:
+        return score(captions, references, metrics)["corpus"], {}
+    except RuntimeError as error:
+        plain = [name for name in metrics if name in METRICS_WITHOUT_JAVA]
+        failed = {name: str(error) for name in metrics if name not in plain}
+        return (score(captions, references, plain)["corpus"] if plain else {}), failed
 
 
 def world_scores(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:

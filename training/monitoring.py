@@ -9,9 +9,8 @@ from typing import Any
 import datasets
 from transformers import EvalPrediction
 
-from swinbert.processing import SwinBertProcessor
-from swinbert.training import moving_shapes
-from swinbert.training.metrics import score
+from swinbert.training.evaluate import corpus_scores, world_scores
+from swinbert.training.metrics import check_tools
 
 # Scores that are logged, of those that a metric has.
 _LOGGED = ("Bleu_4", "ROUGE_L", "CIDEr", "CIDEr-D", "METEOR", "SPICE")
@@ -27,20 +26,25 @@ class CaptionMetrics:
     are one sentence.
 
     Args:
+        processor: a `SwinBertProcessor`, or that of a GIT.
         clips: what `load_clips` returns.
         metrics: names of `swinbert.training.metrics`.
         num_samples: captions to print.
         quiet: print nothing, as all processes but the first.
+
+    Raises:
+        MissingTool: a metric lacks something here.
     """
 
     def __init__(
         self,
-        processor: SwinBertProcessor,
+        processor: Any,
         clips: datasets.Dataset,
         metrics: Sequence[str],
         num_samples: int = 0,
         quiet: bool = False,
     ):
+        check_tools(metrics)  # not hours later, at the first evaluation
         self.processor, self.captions, self.metrics = processor, clips["captions"], metrics
         self.num_samples, self.quiet, self._warned = num_samples, quiet, False
 
@@ -59,13 +63,12 @@ class CaptionMetrics:
                 self._warned = True
         metrics = {"distinct_captions": len(set(generated.values())) / len(generated)}
         if self.metrics:
-            corpus = score(generated, references, self.metrics)["corpus"]
-            metrics |= {name: value for name, value in corpus.items() if name in _LOGGED}
-        contents = {index: moving_shapes.content(captions[0]) for index, captions in references.items()}
-        if all(contents.values()):
-            same = [moving_shapes.content(generated[index]) == meant for index, meant in contents.items()]
-            metrics["exact_content"] = sum(same) / len(same)
-        return metrics
+            scores, failed = corpus_scores(generated, references, self.metrics)
+            metrics |= {name: value for name, value in scores.items() if name in _LOGGED}
+            for name, reason in failed.items() if not self.quiet else ():
+                print(f"WARNING: no score by {name}: {reason}", file=sys.stderr)
+        exact = world_scores(generated, references)
+        return metrics | {name: value for name, value in exact.items() if name == "exact_content"}
 
 
 def collapse_warning(captions: Sequence[str], brief: bool = False) -> str | None:
