@@ -324,9 +324,9 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
     """Reads every packet of the stream, decoding none."""
     context = stream.codec_context
     # H.264 and HEVC begin slices alike; containers say in the header how many bytes the length of a unit takes.
-    length_at = {"h264": 4, "hevc": 21}.get(context.name)
+    length_at = {"h264": 4, "hevc": 21}.get(context.name, 0)
     header = bytes(context.extradata or b"")
-    has_lengths = length_at is not None and len(header) > length_at and header[0] == 1
+    has_lengths = 0 < length_at < len(header) and header[0] == 1
     length_size = (header[length_at] & 3) + 1 if has_lengths else 0
     pts, keys, disposable, hidden, ids, sizes, durations, corrupt = [], [], [], [], [], [], [], []
     slices, kept, num_bytes = [], [], 0
@@ -337,7 +337,7 @@ def _read_timeline(name: str, container: Any, stream: Any) -> _Timeline:
             pts.append(packet.pts)
             keys.append(packet.is_keyframe)
             disposable.append(packet.is_disposable)
-            slices.append(None if length_at is None else _first_slice(packet, context.name == "hevc", length_size))
+            slices.append(_first_slice(packet, context.name == "hevc", length_size) if length_at else None)
             hidden.append(packet.is_discard)
             ids.append((packet.pts, packet.dts, packet.size))
             sizes.append(packet.size)
@@ -400,13 +400,13 @@ def _first_slice(packet: Any, is_hevc: bool, length_size: int) -> tuple[int, int
     The first two bytes of the first slice in a packet of H.264 or HEVC (ITU-T H.264 and H.265, 7.3.1), found behind NAL
     unit lengths of `length_size` bytes (mp4, mkv) or, for 0, behind start codes (ts). `None` where there is none.
     """
-    data = memoryview(packet) if length_size else bytes(packet)
+    data: Any = memoryview(packet) if length_size else bytes(packet)
     start, size = 0, 1
     while True:
         if length_size:
             size, start = int.from_bytes(data[start : start + length_size], "big"), start + length_size
         else:
-            code = data.find(b"\x00\x00\x01", start)  # type: ignore[union-attr]
+            code = data.find(b"\x00\x00\x01", start)
             start = code + 3 if code >= 0 else len(data)
         if start + 1 >= len(data):
             return None
