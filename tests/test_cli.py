@@ -244,6 +244,11 @@ def test_info(command, git, tmp_path):
     result = command("info", tmp_path)
     assert result.exit_code == 0 and f"{swinbert.num_parameters():,} parameters" in result.stdout
     assert "sparse mask (soft): 8 x 8, 98.21% of the off-diagonal entries below 0.5; 1 of 56 alive" in result.stdout
+    assert "attention among video tokens: dense, 100.00% of 8 x 8 entries executed" in result.stdout
+    with torch.no_grad():
+        swinbert.model.sparse_mask.weight.fill_(-20.0)
+    swinbert.save_pretrained(tmp_path)
+    assert "identity, 12.50% of 8 x 8 entries executed" in command("info", tmp_path).stdout
 
 
 @pytest.mark.parametrize(

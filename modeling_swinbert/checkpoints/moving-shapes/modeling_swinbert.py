@@ -340,10 +340,13 @@ class SwinBertSelfAttention(nn.Module):
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         key, value = self.key_values(hidden_states)
         query = self._heads(self.query(hidden_states)) if plan.is_dense or plan.needs_queries else None
-        if not plan.is_dense:
-            by_token = [None if states is None else states.transpose(1, 2) for states in (query, key, value)]
-            scores = score_range(*by_token[:2], self.scaling) if plan.compares_scores else None
-            output = planned_attention(plan, *by_token, bias, self.scaling, dropout)
+        if bias is not None and not plan.is_dense:
+            queries = None if query is None else query.transpose(1, 2)  # (V, N, heads, D), as all three
+            keys, values = key.transpose(1, 2), value.transpose(1, 2)
+            scores = None
+            if queries is not None and plan.compares_scores:
+                scores = score_range(queries, keys, self.scaling)
+            output = planned_attention(plan, queries, keys, values, bias, self.scaling, dropout)
             return output.flatten(2), None, key, value, scores
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -606,6 +609,8 @@ class SwinBertModel(SwinBertPreTrainedModel):
             hidden_states, weights, key, value, scores = layer(
                 hidden_states, bias, plan=plan, key_values_only=is_last and not keeps_all
             )
+            if len(key) > 1:  # with strides, products with the heads of several clips would copy them for every word
+                key, value = key.contiguous(), value.contiguous()
             key_values.append((key, value))
             all_hidden_states.append(hidden_states)
             all_attentions.append(weights)

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 _UNDERFLOW = 104.0
 # How far the scores of a row may lie apart before entries come alive that a plan skips. In BERT they differ by tens.
 _SCORE_RANGE = 256.0
-# From here on the room is not compared with the scores: differences of 4096 would need queries and keys of norm 360,
-# and a row that sees itself alone needs no query.
+# From here on the room is taken to be ample, so that a row that sees itself alone needs no query: scores that lie 4096
+# apart would need queries and keys of norm 128 in heads of 64 channels, several times those of any BERT.
 _AMPLE_ROOM = 4096.0
 
-# Measured costs on a CPU, in entries of a block (all heads of one query and one key): of a column that is gathered for
-# a block, and of a block. Elsewhere a call costs more than it saves: one block at most.
+# Rough costs on a CPU, in entries of a block (all heads of one query and one key): of a column that is gathered for a
+# block, and of a block. Elsewhere a call costs more than it saves: one block at most.
 _COST_OF_COLUMN = 10
 _COST_OF_BLOCK = 1000
 _ROWS_OF_BLOCK = (8, 16, 32, 64, 128, 256)
@@ -63,7 +63,7 @@ class AttentionPlan:
         """Share of the N * N entries that are executed."""
         if self.is_dense:
             return 1.0
-        entries = sum(len(rows) * len(columns) for rows, columns in self.blocks) + len(self.alone)
+        entries = self.size + sum(len(rows) * (len(columns) - 1) for rows, columns in self.blocks)
         return entries / self.size**2
 
     @property
@@ -146,7 +146,7 @@ def planned_attention(
     Returns:
         (V, N, heads, D).
     """
-    if not plan.blocks:
+    if query is None or not plan.blocks:
         return _attend_to_oneself(value, dropout)
     sizes = [len(rows) * len(columns) for rows, columns in plan.blocks]
     outputs = []
