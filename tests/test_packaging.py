@@ -1,20 +1,27 @@
 """What is shipped: the modules of a saved model, and the files of the wheel."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.metadata import Metadata
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+import swinbert
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted([*ROOT.glob("modeling_swinbert/*_swinbert.py"), *ROOT.glob("processing/*_swinbert.py")])
 NAMES = {file.stem for file in SHIPPED}
 # `trust_remote_code` demands these of the machine; what stands in `try` is optional.
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 DEMANDED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"}
 
 
@@ -69,21 +76,37 @@ def test_bundled_checkpoint_holds_the_code_of_this_package():
     assert copies == {file.name: file.read_text() for file in SHIPPED}
 
 
-def test_wheel_holds_the_package_alone(tmp_path):
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of the source distribution, as an index would have both."""
+    folder = tmp_path_factory.mktemp("built")
+
+    def build(kind: str, source: Path) -> None:
+        code = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
+        subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+
+    source = folder / "source"
     ignored = shutil.ignore_patterns(
         ".git", ".venv*", "build", "*.egg-info", "__pycache__", ".*_cache", "outputs", "shapes"
     )
     shutil.copytree(ROOT, source, ignore=ignored)
-    subprocess.run(
-        [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('..')"],
-        cwd=source,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    build("sdist", source)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    build("wheel", unpacked)
+    (built,) = folder.glob("*.whl")
+    with zipfile.ZipFile(built) as opened:
+        yield opened
+
+
+def test_wheel_holds_the_package_alone(wheel):
+    names = wheel.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"swinbert"}
+    assert not [name for name in names if name.endswith(PICKLES) or "/tests/" in name]
+    for file in SHIPPED:
+        assert any(name.endswith(f"/{file.name}") and "/checkpoints/" not in name for name in names), file
     for needed in (
         "swinbert/py.typed",
         "swinbert/processing/pipeline_swinbert.py",
@@ -93,6 +116,58 @@ def test_wheel_holds_the_package_alone(tmp_path):
         "swinbert/checkpoints/moving-shapes/model.safetensors",
     ):
         assert needed in names
+
+
+def test_metadata_is_complete(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = Metadata.from_email(wheel.read(name), validate=True)
+    assert (metadata.name, str(metadata.version)) == ("swinbert", swinbert.__version__)
+    assert metadata.license_expression == "Apache-2.0" and set(metadata.license_files) == {"LICENSE", "NOTICE"}
+    assert str(metadata.requires_python) == ">=3.10"
+    assert metadata.description.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    assert metadata.description_content_type == "text/markdown"
+    assert metadata.summary and metadata.author and metadata.keywords
+    assert "Typing :: Typed" in metadata.classifiers
+    assert {"all", "test", "train"} <= set(metadata.provides_extra)
+
+
+def test_version_is_in_one_place():
+    version = swinbert.__version__
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1] == version
+    files = [*ROOT.glob("*.toml"), *ROOT.glob("*.cff"), *ROOT.glob("*/*.py")]
+    assert [file.name for file in files if f'"{version}"' in file.read_text(encoding="utf-8")] == ["version.py"]
+
+
+def test_citation_file():
+    """The rules of the Citation File Format 1.2.0 for the keys that are in it."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()
+    assert citation["type"] == "software" and citation["license"] == "Apache-2.0"
+    for work in (citation, *citation["references"]):
+        assert work["title"] and work["authors"]
+        for author in work["authors"]:
+            assert author.keys() in ({"name"}, {"family-names", "given-names"})
+    for reference in citation["references"]:
+        assert reference["type"] == "conference-paper" and isinstance(reference["year"], int)
+        assert reference["url"].startswith("https://arxiv.org/abs/")
+
+
+def test_contributors_need_three_commands():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    commands = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1].splitlines()
+    assert len(commands) == 3
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert commands[0] in ci and commands[1].split()[0] in ci
+    assert all(part in ci for part in commands[2].split(" && "))
+
+
+@pytest.mark.parametrize("document", ["README.md", "training/README.md", "CONTRIBUTING.md"])
+def test_remote_code_is_trusted_at_one_revision_only(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for code in re.findall(r"```(?:python|bash)\n(.*?)```", text, re.DOTALL):
+        for call in re.findall(r"[^\n]*trust_remote_code=True[^\n]*|[^\n]*--trust-remote-code[^\n]*", code):
+            assert "revision" in call, call
 
 
 def test_declared_packages():
