@@ -1,11 +1,15 @@
 """Video Swin Transformer (arXiv:2106.13230): a hierarchical backbone with attention in shifted 3D windows.
 
-Shapes: B clips, T frames, C channels, H and W pixels, later T, H and W tokens; windows of N tokens. Activations are
-channels-last, (B, T, H, W, C), from the patch embedding on.
+Shapes: B clips, T frames, C channels, H and W pixels, later T, H and W tokens; windows of N tokens. Between stages
+activations are channels-last, (B, T, H, W, C). Inside a stage they are rows (R, C), one for each of the R tokens of all
+clips, in the order in which the windows of a block hold them: shift and partition are one permutation of rows, and
+everything else works on neighbours.
 """
 
+import functools
 import hashlib
 import itertools
+import math
 import os
 import re
 import time
@@ -18,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -29,6 +34,8 @@ from .configuration_swinbert import VideoSwinConfig
 
 # Added to the score of two tokens that the cyclic shift brought into one window from different ends of the clip.
 _SHIFT_PENALTY = -100.0
+# Attention scores that training computes at once: 4 MB.
+_SCORES_AT_ONCE = 1 << 20
 
 
 @dataclass
@@ -51,13 +58,20 @@ class VideoSwinModelOutput(ModelOutput):
     reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
-def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
-    """Stochastic depth (arXiv:1603.09382): drops samples of a residual branch, scales the rest by 1 / (1 - rate)."""
+def drop_path(
+    hidden_states: torch.Tensor, rate: float, training: bool, plan: "WindowPlan | None" = None
+) -> torch.Tensor:
+    """
+    Stochastic depth (arXiv:1603.09382): drops samples of a residual branch, scales the rest by 1 / (1 - rate).
+    (B, ...), or the rows of a plan.
+    """
     if rate == 0.0 or not training:
         return hidden_states
-    shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+    samples = hidden_states.shape[0] if plan is None else plan.batch
+    shape = (samples,) + (1,) * (hidden_states.ndim - 1)
     keep = torch.rand(shape, device=hidden_states.device, dtype=torch.float32) >= rate
-    return hidden_states * (keep / (1.0 - rate)).to(hidden_states.dtype)
+    scale = (keep / (1.0 - rate)).to(hidden_states.dtype)
+    return hidden_states * (scale if plan is None else scale[plan.clip_of_row])
 
 
 def relative_position_index(window: tuple[int, ...]) -> torch.Tensor:
@@ -104,6 +118,147 @@ def window_kinds(
             region = region.expand(window).flatten()  # (N,)
             mask = (region[:, None] != region[None, :]) * _SHIFT_PENALTY
         yield tuple(block for block, _ in kind), mask
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPlan:
+    """
+    How the tokens of B grids stand in windows: one window of every clip after the other, windows of one mask together.
+
+    Attributes:
+        num_tokens: N.
+        order: (R,) the token, counted through (B, T, H, W), of each row.
+        inverse: (R,) the row of each token.
+        places: (R,) of each row, among the places of all windows, or `None` where windows hold no padding.
+        groups: mask, (N, N) or `None`, of windows that follow each other, and their number in one clip.
+        rank: (B * windows,) where the windows, counted by clip, time, row and column, stand.
+    """
+
+    batch: int
+    shift: tuple[int, ...]
+    num_tokens: int
+    order: torch.Tensor
+    inverse: torch.Tensor
+    places: torch.Tensor | None
+    groups: tuple[tuple[torch.Tensor | None, int], ...]
+    rank: torch.Tensor
+
+    @property
+    def clip_of_row(self) -> torch.Tensor:
+        return self.order // (self.order.shape[0] // self.batch)
+
+
+def inverse_permutation(order: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(order).index_copy(0, order, torch.arange(order.shape[0], device=order.device))
+
+
+def make_window_plan(
+    batch: int,
+    grid: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    device: torch.device,
+) -> WindowPlan:
+    """Plan for grids (T, H, W) and windows that [`clip_window`] clipped."""
+    padding = [-size % side for size, side in zip(grid, window, strict=True)]
+    windows = [(size + pad) // side for size, pad, side in zip(grid, padding, window, strict=True)]
+    num_tokens, tokens_of_clip = math.prod(window), math.prod(grid)
+    # Each place of the padded and shifted grid, in windows (windows T, windows H, windows W, N), knows its token.
+    token = torch.arange(tokens_of_clip, device=device).view(grid)
+    token = F.pad(token, (0, padding[2], 0, padding[1], 0, padding[0]), value=tokens_of_clip)
+    token = token.roll([-step for step in shift], dims=(0, 1, 2))
+    token = token.view(windows[0], window[0], windows[1], window[1], windows[2], window[2])
+    token = token.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    number = torch.arange(math.prod(windows), device=device).view(windows)
+
+    kinds = list(window_kinds(shift, window, device))
+    token = torch.cat([token[block].flatten(0, 2) for block, _ in kinds])  # (windows, N)
+    numbers = [number[block].flatten() for block, _ in kinds]
+    clip = torch.arange(batch, device=device)
+    places = None
+    if any(padding):
+        # Stable: the places of tokens, in their order, then padding.
+        is_padding = (token.flatten() == tokens_of_clip).to(torch.uint8)
+        place = torch.argsort(is_padding, stable=True)[:tokens_of_clip, None]
+        order = token.flatten()[place] + clip * tokens_of_clip
+        places = ((place // num_tokens * batch + clip) * num_tokens + place % num_tokens).flatten()
+    else:
+        order = token[:, None] + clip[:, None] * tokens_of_clip
+    order = order.flatten()
+    return WindowPlan(
+        batch=batch,
+        shift=shift,
+        num_tokens=num_tokens,
+        order=order,
+        inverse=inverse_permutation(order),
+        places=places,
+        groups=tuple((mask, of_kind.shape[0]) for (_, mask), of_kind in zip(kinds, numbers, strict=True)),
+        rank=(inverse_permutation(torch.cat(numbers)) * batch + clip[:, None]).flatten(),
+    )
+
+
+_kept_window_plan = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(make_window_plan))
+
+
+def window_plan(hidden_states: torch.Tensor, window: tuple[int, ...], shift: tuple[int, ...]) -> WindowPlan:
+    """The plan for hidden states (B, T, H, W, C), window and shift of a configuration; made once for each shape."""
+    batch, *grid = hidden_states.shape[:4]
+    window, shift = clip_window(tuple(grid), window, shift)
+    make = _kept_window_plan if is_plain(hidden_states) else make_window_plan
+    return make(batch, tuple(grid), window, shift, hidden_states.device)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is the real thing: nothing may be kept of compiling, exporting and tracing with fake tensors."""
+    return not torch.compiler.is_compiling() and type(tensor) is torch.Tensor
+
+
+class BiasedAttention(torch.autograd.Function):
+    """
+    softmax(q k' scaling + bias) v on a CPU, with a gradient for the bias too. The library's fused kernel has none and
+    would keep the weights of all windows; here backward computes them again, some at a time.
+    """
+
+    @staticmethod
+    def forward(qkv: torch.Tensor, bias: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(windows, N, 3, heads, D), (heads, N, N) -> (windows, N, heads, D), logs of sums (windows, heads, N)."""
+        query, key, value = (states.transpose(1, 2) for states in qkv.unbind(2))
+        output, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=bias.unsqueeze(0), scale=scaling
+        )
+        return output.transpose(1, 2), log_sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        qkv, bias, ctx.scaling = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(qkv, bias, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
+        qkv, bias, output, log_sums = ctx.saved_tensors
+        windows, num_tokens, _, heads, _ = qkv.shape
+        grad_qkv = torch.empty_like(qkv)
+        grad_bias = torch.zeros_like(bias)
+        of_heads = max(1, _SCORES_AT_ONCE // num_tokens**2)
+        of_windows = max(1, of_heads // heads)
+        for first, start in itertools.product(range(0, windows, of_windows), range(0, heads, of_heads)):
+            some, part = slice(first, first + of_windows), slice(start, start + of_heads)
+            # Each (some windows, some heads, N, D).
+            query, key, value = qkv[some, :, :, part].permute(2, 0, 3, 1, 4)
+            of_query, of_key, of_value = grad_qkv[some, :, :, part].permute(2, 0, 3, 1, 4)
+            of_output = grad_output[some, :, part].transpose(1, 2)
+            weights = (query @ key.transpose(-1, -2)).mul_(ctx.scaling).add_(bias[part])
+            weights.sub_(log_sums[some, part, :, None]).exp_()
+            # Gradients of softmax: P * (dP - sum of P * dP over a row), where that sum is dO . O.
+            shift = (of_output * output[some, :, part].transpose(1, 2)).sum(-1, keepdim=True)
+            of_scores = (of_output @ value.transpose(-1, -2)).sub_(shift).mul_(weights)
+            grad_bias[part] += of_scores.sum(0)
+            of_query.copy_(of_scores @ key).mul_(ctx.scaling)
+            of_key.copy_(of_scores.transpose(-1, -2) @ query).mul_(ctx.scaling)
+            of_value.copy_(weights.transpose(-1, -2) @ of_output)
+        return grad_qkv, grad_bias, None
 
 
 def eager_attention_forward(
@@ -162,79 +317,85 @@ class VideoSwinWindowAttention(nn.Module):
             torch.empty(distances[0] * distances[1] * distances[2], num_heads)
         )
         self.register_buffer("relative_position_index", relative_position_index(self.window_size), persistent=False)
+        self._kept_bias: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def train(self, mode: bool = True):
+        self._kept_bias = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept_bias": None}
 
     def position_bias(self, num_tokens: int) -> torch.Tensor:
         """(heads, N, N). A clipped window reads the first N rows of the full window's index, as the weights expect."""
+        table = self.relative_position_bias_table
+        # On a CPU it is an eighth of the attention's time; on a GPU, comparing would wait for the device.
+        keeps = not (self.training or torch.is_grad_enabled()) and is_plain(table.data) and table.device.type == "cpu"
+        if keeps and self._kept_bias is not None:
+            # The table itself is compared: weights change in many ways, and none of them announces itself.
+            kept_table, bias = self._kept_bias
+            if bias.shape[-1] == num_tokens and kept_table.dtype == table.dtype and torch.equal(kept_table, table):
+                return bias
         index = self.relative_position_index[:num_tokens, :num_tokens]
-        bias = self.relative_position_bias_table[index.flatten()]
-        return bias.view(num_tokens, num_tokens, self.num_heads).permute(2, 0, 1)
+        bias = table[index.flatten()].view(num_tokens, num_tokens, self.num_heads).permute(2, 0, 1).contiguous()
+        if keeps:
+            self._kept_bias = (table.detach().clone(), bias)
+        return bias
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, plan: WindowPlan, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, H, W, C) -> the same shape, and the weights (B * windows, heads, N, N) on request."""
-        batch, *grid, dim = hidden_states.shape
-        window, shift = clip_window(tuple(grid), self.window_size, self.shift_size)
-        padding = [-size % side for size, side in zip(grid, window, strict=True)]
-        if any(padding):
-            hidden_states = F.pad(hidden_states, (0, 0, 0, padding[2], 0, padding[1], 0, padding[0]))
-        if any(shift):
-            hidden_states = hidden_states.roll([-step for step in shift], dims=(1, 2, 3))
+        """(R, C) rows of the plan -> the same shape, and the weights (windows, heads, N, N) on request."""
+        dim = hidden_states.shape[1]
+        if plan.places is not None:
+            padded = hidden_states.new_zeros(plan.rank.shape[0] * plan.num_tokens, dim)
+            hidden_states = padded.index_copy(0, plan.places, hidden_states)
+        bias = self.position_bias(plan.num_tokens)
 
-        num_tokens = window[0] * window[1] * window[2]
-        bias = self.position_bias(num_tokens)
-        windows = [
-            (size + pad) // side for size, pad, side in zip(grid, padding, window, strict=True)
-        ]  # along T, H and W
-        # (B, windows T, T, windows H, H, windows W, W, 3, heads, D)
-        qkv = self.qkv(hidden_states).view(
-            batch, windows[0], window[0], windows[1], window[1], windows[2], window[2], 3, self.num_heads, self.head_dim
-        )
-        context = torch.empty_like(qkv[..., 0, :, :])
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        all_weights: list[tuple[tuple[slice, ...], torch.Tensor]] = []
-        for (in_t, in_h, in_w), mask in window_kinds(shift, window, hidden_states.device):
-            kind = qkv[:, in_t, :, in_h, :, in_w]
-            grid_of_kind = (batch, kind.shape[1], kind.shape[3], kind.shape[5])
-            query, key, value = kind.permute(7, 0, 1, 3, 5, 8, 2, 4, 6, 9).reshape(
-                3, -1, self.num_heads, num_tokens, self.head_dim
+        masks, counts = zip(*plan.groups, strict=True)
+        # (windows of a clip, B * N, 3 C), cut into those of one mask
+        qkv = self.qkv(hidden_states).view(sum(counts), -1, 3 * dim).split(counts)
+        attended = [
+            self.attend(states, bias if mask is None else bias + mask.to(bias.dtype))
+            for states, mask in zip(qkv, masks, strict=True)
+        ]
+        contexts, all_weights = zip(*attended, strict=True)
+        hidden_states = self.proj(torch.cat(contexts) if len(contexts) > 1 else contexts[0])
+        if plan.places is not None:
+            hidden_states = hidden_states.index_select(0, plan.places)
+        hidden_states = self.proj_drop(hidden_states)
+        if not output_attentions or all_weights[0] is None:
+            return hidden_states, None
+        return hidden_states, torch.cat(all_weights).index_select(0, plan.rank)
+
+    def attend(self, qkv: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Windows (., ., 3 * C) under one bias (heads, N, N) -> rows (windows * N, C), and weights if computed."""
+        qkv = qkv.view(-1, bias.shape[-1], 3, self.num_heads, self.head_dim)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        weights = None
+        if self._learns_bias_fused(qkv, bias, dropout):
+            output, _ = BiasedAttention.apply(qkv, bias, self.scaling)
+        else:
+            attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
             )
-            output, kind_weights = attention_interface(
-                self,
-                query,
-                key,
-                value,
-                (bias if mask is None else bias + mask.to(bias.dtype)).unsqueeze(0),
-                scaling=self.scaling,
-                dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            output, weights = attention_interface(
+                self, query, key, value, bias.unsqueeze(0), scaling=self.scaling, dropout=dropout
             )
-            output = output.view(*grid_of_kind, *window, self.num_heads, self.head_dim)
-            context[:, in_t, :, in_h, :, in_w] = output.permute(0, 1, 4, 2, 5, 3, 6, 7, 8)
-            if output_attentions and kind_weights is not None:
-                all_weights.append(((in_t, in_h, in_w), kind_weights))
+        return output.flatten(2).flatten(0, 1), weights
 
-        hidden_states = self.proj_drop(self.proj(context.view(hidden_states.shape)))
-        if any(shift):
-            hidden_states = hidden_states.roll(shift, dims=(1, 2, 3))
-        if any(padding):
-            hidden_states = hidden_states[:, : grid[0], : grid[1], : grid[2]]
-        return hidden_states, self._in_window_order(all_weights, (batch, *windows)) if all_weights else None
-
-    @staticmethod
-    def _in_window_order(
-        all_weights: list[tuple[tuple[slice, ...], torch.Tensor]], windows: tuple[int, ...]
-    ) -> torch.Tensor:
-        """Weights of every kind of window -> (B * windows, heads, N, N), windows by time, row, column."""
-        if len(all_weights) == 1:
-            return all_weights[0][1]
-        shape = all_weights[0][1].shape[1:]
-        ordered = all_weights[0][1].new_empty(*windows, *shape)
-        for (in_t, in_h, in_w), weights in all_weights:
-            place = ordered[:, in_t, in_h, in_w]
-            place.copy_(weights.view(*place.shape[:4], *shape))
-        return ordered.flatten(0, 3)
+    def _learns_bias_fused(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> bool:
+        """Whether [`BiasedAttention`] can train this, and weights would take more memory than queries, keys, values."""
+        return (
+            bias.shape[-1] > 3 * self.head_dim
+            and self.config._attn_implementation == "sdpa"
+            and bias.requires_grad
+            and qkv.device.type == "cpu"
+            and qkv.dtype == bias.dtype == torch.float32
+            and not dropout
+            and is_plain(qkv)
+        )
 
 
 class VideoSwinMLP(nn.Module):
@@ -259,14 +420,13 @@ class VideoSwinBlock(GradientCheckpointingLayer):
         self.mlp = VideoSwinMLP(config, dim)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, plan: WindowPlan, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attended, weights = self.attn(self.norm1(hidden_states), output_attentions)
-        hidden_states = hidden_states + drop_path(attended, self.drop_path_rate, self.training)
-        hidden_states = hidden_states + drop_path(
-            self.mlp(self.norm2(hidden_states)), self.drop_path_rate, self.training
-        )
-        return hidden_states, weights
+        """(R, C) rows of the plan -> the same shape, and attention weights on request."""
+        attended, weights = self.attn(self.norm1(hidden_states), plan, output_attentions)
+        hidden_states = hidden_states + drop_path(attended, self.drop_path_rate, self.training, plan)
+        mixed = self.mlp(self.norm2(hidden_states))
+        return hidden_states + drop_path(mixed, self.drop_path_rate, self.training, plan), weights
 
 
 class VideoSwinPatchMerging(nn.Module):
@@ -300,10 +460,23 @@ class VideoSwinStage(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, output_attentions: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        attentions = []
+        """(B, T, H, W, C) -> the same, after patch merging if the stage has it, and each block's attention weights."""
+        shape = hidden_states.shape
+        rows = hidden_states.flatten(0, 3)
+        plan, attentions = None, []
         for block in self.blocks:
-            hidden_states, weights = block(hidden_states, output_attentions)
+            attn = block.attn
+            wanted = window_plan(hidden_states, attn.window_size, attn.shift_size)
+            if plan is None:
+                rows = rows.index_select(0, wanted.order)
+            elif plan.shift != wanted.shift:
+                rows = rows.index_select(0, plan.inverse.index_select(0, wanted.order))
+            plan = wanted
+            rows, weights = block(rows, plan, output_attentions)
             attentions.append(weights)
+        if plan is not None:
+            rows = rows.index_select(0, plan.inverse)
+        hidden_states = rows.view(shape)
         if self.downsample is not None:
             hidden_states = self.downsample(hidden_states)
         return hidden_states, tuple(attentions)

@@ -1,0 +1,212 @@
+"""The backbone's fast paths against its plain ones: order of windows, kept tables, training, compiling."""
+
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import swinbert.modeling_video_swin_swinbert as video_swin
+from swinbert import VideoSwinConfig, VideoSwinModel
+from swinbert.modeling_video_swin_swinbert import VideoSwinWindowAttention, make_window_plan
+
+
+def small_model(**fields) -> VideoSwinModel:
+    config = VideoSwinConfig(
+        **{"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [2, 3, 3], "drop_path_rate": 0.0}
+        | fields
+    )
+    model = VideoSwinModel(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+def clips(batch: int, *shape: int) -> torch.Tensor:
+    frames, height, width = shape
+    return torch.randn(batch, frames, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("grid, window, shift", [((4, 6, 9), (2, 3, 3), (1, 1, 0)), ((3, 7, 5), (2, 3, 5), (1, 1, 0))])
+def test_a_plan_puts_every_token_into_its_window(batch, grid, window, shift):
+    plan = make_window_plan(batch, grid, window, shift, torch.device("cpu"))
+    tokens = torch.arange(batch * grid[0] * grid[1] * grid[2])
+    assert torch.equal(plan.order[plan.inverse], tokens) and torch.equal(plan.order.sort().values, tokens)
+    assert torch.equal(plan.clip_of_row, plan.order // (grid[0] * grid[1] * grid[2]))
+
+    # The definition, window by window: pad, roll, cut.
+    number = tokens.view(batch, *grid)
+    padding = [-size % side for size, side in zip(grid, window, strict=True)]
+    number = torch.nn.functional.pad(number, (0, padding[2], 0, padding[1], 0, padding[0]), value=-1)
+    number = number.roll([-step for step in shift], dims=(1, 2, 3))
+    cut = number.unfold(1, window[0], window[0]).unfold(2, window[1], window[1]).unfold(3, window[2], window[2])
+    expected = cut.flatten(4).flatten(0, 3)  # (B * windows, N)
+
+    rows = torch.full((len(expected) * plan.num_tokens,), -1)
+    rows[slice(None) if plan.places is None else plan.places] = plan.order
+    assert torch.equal(rows.view(expected.shape)[plan.rank], expected)
+    assert sum(count for _, count in plan.groups) * batch == len(expected)
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_clips():
+    model, video = small_model(), clips(3, 6, 40, 36)
+    alone = torch.cat([model(clip[None]).last_hidden_state for clip in video])
+    torch.testing.assert_close(model(video).last_hidden_state, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 48, 48), (6, 40, 36)])
+@pytest.mark.parametrize("scores_at_once", [1, 1 << 20])
+def test_gradients_of_fused_attention_equal_those_of_the_plain_one(monkeypatch, shape, scores_at_once):
+    monkeypatch.setattr(video_swin, "_SCORES_AT_ONCE", scores_at_once)
+    model, video = small_model(window_size=[4, 5, 5]).train(), clips(2, *shape)
+    found = {}
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        model.zero_grad()
+        wanted = video.clone().requires_grad_()
+        model(wanted).last_hidden_state.square().mean().backward()
+        found[attention] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        found[attention]["video"] = wanted.grad
+    for name, gradient in found["eager"].items():
+        torch.testing.assert_close(found["sdpa"][name], gradient, atol=1e-5 * gradient.abs().max().item(), rtol=1e-4)
+
+
+def test_training_keeps_no_attention_weights():
+    model = small_model(window_size=[4, 6, 6]).train()
+    kept = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(clips(2, 16, 48, 48)).last_hidden_state.sum().backward()
+    num_tokens = 4 * 6 * 6
+    squares = [shape for shape in kept if shape[-2:] == (num_tokens, num_tokens)]
+    assert squares and all(len(shape) == 3 for shape in squares)  # the bias (heads, N, N), whatever number of windows
+
+
+def test_paths_are_dropped_for_whole_clips(monkeypatch):
+    model, video = small_model(depths=[2], num_heads=[2], drop_path_rate=0.5).train(), clips(3, 6, 40, 36)
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.tensor([1.0, 0.0, 1.0]).view(shape))
+    dropped = model(video).last_hidden_state
+    model.layers[0].blocks[1].drop_path_rate = 0.0
+    whole = model(video).last_hidden_state
+    model.layers[0].blocks = model.layers[0].blocks[:1]  # whose own rate is 0
+    torch.testing.assert_close(dropped[1], model(video).last_hidden_state[1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(dropped[[0, 2]], whole[[0, 2]])  # scaled by 1 / (1 - 0.5)
+
+
+def change_by_loading(model):
+    other = {name: value * 1.5 for name, value in model.state_dict().items()}
+    model.load_state_dict(other)
+
+
+def change_by_a_step(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def change_unseen(model):
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+
+
+def change_parameters(model):
+    for module in model.modules():
+        if isinstance(module, VideoSwinWindowAttention):
+            module.relative_position_bias_table = torch.nn.Parameter(module.relative_position_bias_table.data * 1.5)
+
+
+@pytest.mark.parametrize("change", [change_by_loading, change_by_a_step, change_unseen, change_parameters])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_nothing_of_old_weights_is_kept(change, mode):
+    model, video = small_model(), clips(1, 4, 24, 24)
+    with mode():
+        before = model(video).last_hidden_state
+    change(model)
+    fresh = small_model()
+    fresh.load_state_dict(model.state_dict())
+    with mode():
+        after, expected = model(video).last_hidden_state, fresh(video).last_hidden_state
+    assert torch.equal(after, expected) and not torch.allclose(after, before)
+    # What was kept in one mode serves in the others.
+    torch.testing.assert_close(model(video).last_hidden_state, expected.clone(), atol=1e-5, rtol=1e-5)
+    model(video).last_hidden_state.sum().backward()
+
+
+@torch.no_grad()
+def test_what_is_kept_is_no_part_of_the_model():
+    model, video = small_model(), clips(1, 4, 24, 24)
+    names, size = set(model.state_dict()), len(pickle.dumps(model))
+    expected = model(video).last_hidden_state
+    assert set(model.state_dict()) == names and len(pickle.dumps(model)) == size
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(video).last_hidden_state, expected)
+    attention = model.layers[0].blocks[0].attn
+    assert attention.position_bias(18) is attention.position_bias(18)
+    assert model.train() and attention.position_bias(18) is not attention.position_bias(18)
+    model.eval()
+    # Another shape of clip, another precision, and back.
+    large = clips(1, 8, 56, 40)
+    torch.testing.assert_close(model(large).last_hidden_state, small_model()(large).last_hidden_state)
+    double = model.double()(video.double()).last_hidden_state
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.float()(video).last_hidden_state, expected)
+
+
+def test_threads_share_a_model():
+    model = small_model()
+    videos = [clips(1, 4, 24, 24), clips(1, 8, 56, 40), clips(2, 2, 24, 24)]
+    with torch.no_grad():
+        expected = [small_model()(video).last_hidden_state for video in videos]
+    start = threading.Barrier(6)
+
+    def run(number: int) -> torch.Tensor:
+        start.wait()
+        with torch.inference_mode():
+            return [model(videos[number % 3]).last_hidden_state for _ in range(4)][-1]
+
+    with ThreadPoolExecutor(6) as pool:
+        for number, found in enumerate(pool.map(run, range(6))):
+            torch.testing.assert_close(found.clone(), expected[number % 3], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_compiles_to_one_graph_once(grad):
+    model = small_model(depths=[2], num_heads=[2])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch._dynamo.reset()
+    with torch.set_grad_enabled(grad), torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(2):
+            video = torch.randn(2, 6, 3, 40, 36, generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(
+                compiled(video).last_hidden_state, model(video).last_hidden_state, atol=1e-5, rtol=1e-5
+            )
+
+
+@torch.no_grad()
+def test_exports_with_any_number_of_clips():
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = small_model()
+
+        def forward(self, video):
+            return self.model(video).last_hidden_state
+
+    encoder = Encoder()
+    program = torch.export.export(
+        encoder, (clips(2, 6, 40, 36),), dynamic_shapes={"video": {0: torch.export.Dim.AUTO}}, strict=False
+    )
+    for batch in (1, 3):
+        video = clips(batch, 6, 40, 36)
+        torch.testing.assert_close(program.module()(video), encoder(video), atol=1e-5, rtol=1e-5)
