@@ -700,7 +700,11 @@ def bench(
     where none are given.
     """
     _quiet_transformers()
-    from swinbert.benchmarks import PARTS, report, run
+    from swinbert.benchmarks import PARTS, Table, report, run
+
+    def show(tables: list[Table], peak: float) -> None:
+        for table in tables:
+            typer.echo(f"{report.markdown(table, peak)}\n")
 
     on = _device(device)
     try:
@@ -713,7 +717,7 @@ def bench(
             dtype=_torch_dtype(dtype, on),
             clips=clips or (),
             progress=_say,
-            done=lambda tables, peak: [typer.echo(f"{report.markdown(table, peak)}\n") for table in tables],
+            done=show,
         )
     except (ValueError, OSError) as error:
         _fail(str(error))

@@ -285,7 +285,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         wanted = SizeDict(**get_size_dict(size or dict(self.size), default_to_square=self.default_to_square))
 
         def resize(frame: np.ndarray) -> np.ndarray:
-            new_size = _new_size(*frame.shape[:2], wanted)
+            height, width = frame.shape[:2]
+            new_size = _new_size(height, width, wanted)
             return frame if new_size is None else _resize_picture(frame, new_size, resample)
 
         return resize

@@ -127,8 +127,7 @@ def test_the_best_checkpoint_is_named_by_its_place(shapes, tmp_path):
 
 DRIVER = """
     import os, signal, sys
-    from swinbert import bundled_model
-from swinbert.training import checkpoints, train
+    from swinbert.training import checkpoints, train
 
     def die():
         os.kill(os.getpid(), signal.SIGKILL)

@@ -541,10 +541,14 @@ def run(
             if part in results["parts"]:
                 progress(f"{part}: is in {file.name} already")
             else:
-                bench.progress = lambda message, part=part: progress(f"{part}: {message}")
+                bench.progress = functools.partial(_say_of, progress, part)
                 with torch.no_grad():
                     tables = PARTS[part](bench)
                 results["parts"][part] = [asdict(table) for table in tables]
                 file.write_text(json.dumps(results, indent=1))
             done([Table.load(table) for table in results["parts"][part]], results["matrix_peak"])
     return results
+
+
+def _say_of(progress: Callable[[str], None], part: str, message: str) -> None:
+    progress(f"{part}: {message}")
