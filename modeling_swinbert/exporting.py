@@ -7,6 +7,7 @@ ids = captioner.generate(pixel_values_videos=pixels, num_beams=4)
 ```
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 from transformers import AutoProcessor, DynamicCache
-from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
+from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+from transformers.exporters.base import EXPORT_MANIFEST_FILE
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
 
 from swinbert.generation_swinbert import SwinBertGenerationMixin
 from swinbert.modeling_swinbert import (
@@ -25,7 +28,7 @@ from swinbert.modeling_swinbert import (
     SwinBertVideoOutput,
 )
 
-_BACKENDS = {"onnx": (OnnxExporter, OnnxConfig), "torch": (DynamoExporter, DynamoConfig)}
+_DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class _Encoder(nn.Module):
@@ -62,24 +65,19 @@ class _DecodeStep(nn.Module):
         return {"logits": outputs.logits, "past_key_values": outputs.past_key_values}
 
 
-def export_captioner(model_name: str | Path, folder: str | Path, backend: str = "onnx", **load: Any) -> None:
+def export_captioner(model_name: str | Path, folder: str | Path, **load: Any) -> None:
     """
-    Writes the graphs of a model, the configurations and the processor into a folder.
+    Writes the graphs of a model, the configurations and the processor into a folder, for ONNX Runtime (extra `onnx`).
 
     The number of clips, of captions and of words is free; frames and pixels of a clip are those of the model.
 
     Args:
         model_name: a SwinBERT: a folder, or a name on the Hub.
-        backend: `"onnx"`, for ONNX Runtime (the extra `onnx`), or `"torch"`, for `torch.export`.
         load: more for `from_pretrained`, such as `revision`.
 
     Raises:
-        ValueError: there is no such backend.
         ImportError: a package that it needs is not installed.
     """
-    if backend not in _BACKENDS:
-        raise ValueError(f"`backend` must be one of {', '.join(_BACKENDS)}, got {backend!r}.")
-    exporter, config = _BACKENDS[backend]
     processor = AutoProcessor.from_pretrained(model_name, **load)
     model = SwinBertForVideoCaptioning.from_pretrained(model_name, **load).eval()
     # Two clips and three words: a size of 0 or 1 would be taken for a constant.
@@ -87,7 +85,8 @@ def export_captioner(model_name: str | Path, folder: str | Path, backend: str = 
     pixels = torch.zeros(2, vision.num_frames, vision.num_channels, *vision.frame_size)
     with torch.no_grad():
         video = model.encode_video(pixels).video_key_values
-        cache = model(input_ids=torch.ones(2, 3, dtype=torch.long), video_key_values=video).past_key_values
+        tokens = torch.ones(2, 3, dtype=torch.long)
+        cache = model(input_ids=tokens, video_key_values=video, use_cache=True).past_key_values
     step = {
         "input_ids": torch.ones(2, 1, dtype=torch.long),
         "position_ids": torch.full((2, 1), 3),
@@ -101,10 +100,10 @@ def export_captioner(model_name: str | Path, folder: str | Path, backend: str = 
         "video_key_values": tuple((batch, batch) for _ in video),
         "past_key_values": [of_words] * (2 * len(video)),
     }
-    encoder = exporter().export(
-        _Encoder(model), {"pixel_values_videos": pixels}, config(dynamic_shapes={"pixel_values_videos": batch})
+    encoder = OnnxExporter().export(
+        _Encoder(model), {"pixel_values_videos": pixels}, OnnxConfig(dynamic_shapes={"pixel_values_videos": batch})
     )
-    decode_step = exporter().export(_DecodeStep(model), step, config(dynamic_shapes=shapes))
+    decode_step = OnnxExporter().export(_DecodeStep(model), step, OnnxConfig(dynamic_shapes=shapes))
     exported = ExportedModel(
         {"encoder": encoder.components["model"], "decode": decode_step.components["model"]},
         encoder.export_format,
@@ -129,7 +128,14 @@ class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
         Args:
             folder: what `export_captioner` wrote, or a repository of the Hub with these files.
             kwargs: of [`~transformers.exporters.ExportedModel.from_pretrained`].
+
+        Raises:
+            ValueError: the graphs are of another format than ONNX. Reading those of `torch.export` runs a pickle.
         """
+        of_download = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if name in kwargs}
+        manifest = Path(cached_file(folder, EXPORT_MANIFEST_FILE, **of_download)).read_text(encoding="utf-8")
+        if (found := json.loads(manifest).get("export_format")) != "onnx":
+            raise ValueError(f"Expected graphs of ONNX in {folder}, found {found!r}, which is not read.")
         return cls(ExportedModel.from_pretrained(folder, **kwargs))
 
     @property
