@@ -609,9 +609,8 @@ class SwinBertModel(SwinBertPreTrainedModel):
             hidden_states, weights, key, value, scores = layer(
                 hidden_states, bias, plan=plan, key_values_only=is_last and not keeps_all
             )
-            if len(key) > 1:  # with strides, products with the heads of several clips would copy them for every word
-                key, value = key.contiguous(), value.contiguous()
-            key_values.append((key, value))
+            # With strides, products with the heads of several clips would copy them for every word.
+            key_values.append((key.contiguous(), value.contiguous()))
             all_hidden_states.append(hidden_states)
             all_attentions.append(weights)
             if scores is not None:
@@ -785,13 +784,13 @@ class SwinBertModel(SwinBertPreTrainedModel):
         mask = torch.cat([mask, mask[:, :, -num_masks:]], dim=2)
         others = ~torch.eye(num_masks, dtype=torch.bool, device=mask.device)
         others = F.pad(others, (0, 0, mask.shape[2] - num_masks, 0), value=True)  # (L + K, K)
-        return torch.cat([mask, (others.to(dtype) * hidden).expand(len(mask), 1, -1, -1)], dim=3)
+        return torch.cat([mask, (others.to(dtype) * hidden).expand(mask.shape[0], 1, -1, -1)], dim=3)
 
     @staticmethod
     def _prefix_mask(context_attention_mask: torch.Tensor, batch: int, prefix_key: torch.Tensor) -> torch.Tensor:
         """Additive mask (B, 1, 1, P) that hides the padding of contexts (V, S)."""
         mask = prefix_key.new_zeros(batch, 1, 1, prefix_key.shape[2])
-        padding = ~context_attention_mask.bool().repeat_interleave(batch // len(context_attention_mask), dim=0)
+        padding = ~context_attention_mask.bool().repeat_interleave(batch // context_attention_mask.shape[0], dim=0)
         mask[:, 0, 0, : padding.shape[1]].masked_fill_(padding, torch.finfo(mask.dtype).min)
         return mask
 
