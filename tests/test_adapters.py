@@ -104,8 +104,10 @@ def test_a_pickled_adapter_is_refused(hub, model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(OSError, match="adapter_model.safetensors"):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
-    with pytest.raises(OSError, match="adapter_model.bin is not opened"):
+    with pytest.raises(OSError, match="org/pickled"):
         AutoModelForImageTextToText.from_pretrained("org/pickled")
+    with pytest.raises(OSError, match="adapter_model.bin is not opened"):
+        model._load_pretrained_model(model, None, [str(tmp_path / "adapter_model.bin")])
 
 
 def test_lora_without_peft_or_rank(model, monkeypatch):
