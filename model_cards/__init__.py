@@ -38,6 +38,7 @@ def captioner_card(
     provenance: str,
     datasets: Sequence[str] = (),
     results: Sequence[EvalResult] = (),
+    base_model: str | None = None,
 ) -> str:
     """
     A first card of a SwinBERT captioner, for its owner to complete: what holds for every one, and what is given.
@@ -47,6 +48,7 @@ def captioner_card(
         title: its name.
         datasets: names on the Hub of what it was trained on.
         results: what was measured.
+        base_model: what it is an adapter of, if it is one.
         summary, training, evaluation, provenance: Markdown.
     """
     height, width = config.vision_config.frame_size
@@ -54,9 +56,10 @@ def captioner_card(
         ModelCardData(
             language="en",
             license="other",
-            library_name="transformers",
+            library_name="transformers" if base_model is None else "peft",
+            base_model=base_model,
             pipeline_tag="video-text-to-text",
-            tags=["video-captioning", "swinbert", "video-swin", "custom_code"],
+            tags=["video-captioning", "swinbert", "video-swin", *(["custom_code"] if base_model is None else ["lora"])],
             datasets=list(datasets) or None,
             metrics=sorted({result.metric_type for result in results}) or None,
             # What was measured has to name the model that it is of.

@@ -34,8 +34,8 @@ def push(
     Checks a folder and uploads it; what has not changed is not uploaded again, and an interrupted push goes on.
 
     Args:
-        folder: what `save_pretrained` of a pipeline, `swinbert train` or `swinbert convert` wrote. If it has no
-            README.md, it gets one: `template.md`, filled in from the configuration.
+        folder: what `save_pretrained` of a pipeline, `swinbert train` or `swinbert convert` wrote, or an adapter of
+            `peft`. If it has no README.md, it gets one: `template.md`, filled in from the configuration.
         repo_id: "OWNER/NAME"; made if it does not exist.
         private: to make it private, and to push to none that exists and is public.
         revision: branch, made if it does not exist; by default main.
@@ -95,6 +95,9 @@ def check_folder(folder: Path) -> None:
         PushError: it names all that is missing, damaged or must not be pushed, and how to mend it.
     """
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            _refuse(folder, [*_problems_of_adapter(folder), *_pickles(folder)])
+            return
         raise PushError(f"{folder} is no folder of a model: it has no config.json. Name what `save_pretrained` wrote.")
     config = _read_json(folder / "config.json")
     if config.get("model_type") != "swinbert":
@@ -108,17 +111,27 @@ def check_folder(folder: Path) -> None:
             "code, and what names it, is written again, with this package imported, by"
             f" pipeline('video-captioning', model='{folder}').save_pretrained('{folder}')"
         )
-    problems += _pickles(folder)
+    _refuse(folder, [*problems, *_pickles(folder)])
+
+
+def _refuse(folder: Path, problems: list[str]) -> None:
     if problems:
         raise PushError("\n  - ".join([f"{folder} is not pushed:", *problems]))
 
 
-def _problems_of_weights(folder: Path) -> Iterator[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    else:
-        names = ["model.safetensors"]
+def _problems_of_adapter(folder: Path) -> Iterator[str]:
+    yield from _problems_of_weights(folder, "adapter_model.safetensors")
+    base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or Path(base).exists():
+        yield (
+            f"adapter_config.json says that it adapts {base}, which is no model of the Hub: push that one, and write"
+            " its ORG/NAME there as base_model_name_or_path."
+        )
+
+
+def _problems_of_weights(folder: Path, name: str = "model.safetensors") -> Iterator[str]:
+    index = folder / f"{name}.index.json"
+    names = sorted(set(_read_json(index).get("weight_map", {}).values())) if index.is_file() else [name]
     for name in names:
         if not (folder / name).is_file():
             yield f"{name} is missing: the weights. Save the model again, or convert them (`swinbert convert`)."
@@ -186,11 +199,14 @@ def _is_pickle(file: Path) -> bool:
 
 def _card(folder: Path, name: str) -> str:
     """What can be told of a model from its folder alone."""
-    config = SwinBertConfig.from_pretrained(folder)
+    base, kind = None, "model"
+    if not (folder / "config.json").is_file():
+        base, kind = _read_json(folder / "adapter_config.json")["base_model_name_or_path"], "adapter"
     return captioner_card(
-        config,
+        SwinBertConfig.from_pretrained(base or folder),
         title=name,
-        summary="A SwinBERT model. It describes a short clip in one sentence.",
+        base_model=base,
+        summary=f"A SwinBERT {kind}. It describes a short clip in one sentence.",
         training="Not told yet: the data, and how the model was trained on it.",
         evaluation="Not measured yet. `swinbert evaluate` gives scores, and with them all that decides them.",
         provenance="Not told yet: who trained the model, on what it builds, and its licence.",

@@ -518,6 +518,15 @@ class SafetensorsModel(PreTrainedModel):
                     str(pretrained_model_name_or_path), started, kwargs.get("cache_dir"), kwargs.get("revision")
                 )
 
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args: Any, **kwargs: Any):
+        # Whatever way leads here: of an adapter of `peft`, the library takes a pickle where there are no safetensors.
+        if refused := [str(file) for file in checkpoint_files or () if not str(file).endswith(".safetensors")]:
+            raise OSError(
+                f"{', '.join(refused)} is not opened: pickles can run code. Save the adapter again, as safetensors."
+            )
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
 
 def check_downloads(
     repo_id: str, since: float, cache_dir: str | Path | None = None, revision: str | None = None

@@ -8,13 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import tiny_run
 import torch
-import transformers.utils.hub
-from hub_server import TOKEN, HubServer, git_oid
-from huggingface_hub import ModelCard, constants
+from hub_server import TOKEN, git_oid
+from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor, pipeline
 from typer.testing import CliRunner
 
@@ -31,26 +29,6 @@ MODEL_FILES = {
     *shipped_modules(),
 }
 COMPLETE = {".gitattributes", "README.md", *MODEL_FILES}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub for this process: what `huggingface_hub` read from the environment at its import is set anew."""
-    with HubServer() as server:
-        for name, value in server.environment(tmp_path / "home").items():
-            monkeypatch.setenv(name, value)
-        for name, value in {
-            "ENDPOINT": server.endpoint,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_OFFLINE": False,
-            "HF_TOKEN_PATH": str(tmp_path / "home" / "token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +291,23 @@ def test_trainer_pushes_whole_repositories(hub, tmp_path, monkeypatch):
     assert str(tmp_path) not in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["end", "checkpoint", "all_checkpoints"])
+def test_what_the_strategies_push(hub, tmp_path, strategy):
+    changes = {"max_steps": 2, "eval_strategy": "no", "save_steps": 1}
+    changes |= {"push_to_hub": True, "hub_model_id": "org/trained", "hub_strategy": strategy, "hub_always_push": True}
+    dataset = tiny_run.make_shapes(tmp_path)
+    train.main(tiny_run.arguments(dataset, tmp_path / "out", **changes))
+    repository = hub.repositories["org/trained"]
+    folders = {path.split("/")[0] for path in repository.files() if "/" in path}
+    expected = {"end": set(), "checkpoint": {"last-checkpoint"}, "all_checkpoints": {"checkpoint-1", "checkpoint-2"}}
+    assert folders == expected[strategy]
+    assert {path for path in repository.files() if "/" not in path} >= COMPLETE
+    assert all(f"{folder}/model.safetensors" in repository.files() for folder in folders)
+    if strategy == "end":
+        assert len(repository.commits) == 2, "the empty one, and that of the end"
+
+
 # Security
 
 
@@ -354,11 +349,13 @@ def test_with_the_package_no_code_of_the_repository_is_fetched(hub, pipe, folder
 
 WITHOUT_THE_PACKAGE = """
 import json, sys
-sys.modules["swinbert"] = None  # import swinbert fails
+# Nothing but transformers, torch and a decoder is there: importing anything of this fails.
+for name in ("swinbert", "accelerate", "datasets", "evaluate", "peft", "timm", "matplotlib", "decord", "torchcodec"):
+    sys.modules[name] = None
 from transformers import AutoModel, pipeline
 model, revision, clip, *again = sys.argv[1:]
 AutoModel.from_pretrained(model, trust_remote_code=True, revision=revision)
-assert not {"av", "decord", "torchcodec"} & sys.modules.keys(), "a model alone needs no decoder"
+assert not any(map(sys.modules.get, ("av", "decord", "torchcodec"))), "a model alone needs no decoder"
 pipe = pipeline("video-captioning", model=model, trust_remote_code=True, revision=revision, device="cpu")
 assert type(pipe.model).__module__.startswith("transformers_modules"), type(pipe.model)
 print("captions:", json.dumps(pipe(clip)))
@@ -366,6 +363,7 @@ if again:
     pipe.push_to_hub("org/again")
     pipe.model.push_to_hub("org/parts")
     pipe.processor.push_to_hub("org/parts")
+    pipe.save_pretrained("saved")
 """
 
 
@@ -393,6 +391,10 @@ def test_pull_push_and_offline_without_the_package(hub, pipe, folder, tmp_path):
     pushed = without_card(hub.repositories["org/model"].files(commit.oid))
     assert without_card(hub.repositories["org/again"].files()) == pushed
     assert without_card(hub.repositories["org/parts"].files()) == pushed
+    check_folder(tmp_path / "saved")
+    assert {name: (tmp_path / "saved" / name).read_bytes() for name in MODEL_FILES} == {
+        name: pushed[name] for name in MODEL_FILES
+    }
 
     hub.requests.clear()
     assert run(HF_HUB_OFFLINE="1") == expected

@@ -128,7 +128,7 @@ def test_metadata_is_complete(wheel):
     assert metadata.description_content_type == "text/markdown"
     assert metadata.summary and metadata.author and metadata.keywords
     assert "Typing :: Typed" in metadata.classifiers
-    assert {"all", "test", "train"} <= set(metadata.provides_extra)
+    assert {"all", "onnx", "peft", "test", "train"} <= set(metadata.provides_extra)
 
 
 def test_version_is_in_one_place():

@@ -61,6 +61,10 @@ class ModelArguments:
         default_factory=list,
         metadata={"help": "Regular expressions; parameters with one in their name do not train (video_encoder)."},
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Train a LoRA adapter of this rank in the fusion encoder of `model`, and the sparse mask."},
+    )
     generation_max_length: int | None = field(
         default=None, metadata={"help": "Longest generated caption in tokens, [CLS] and [SEP] included."}
     )

@@ -13,6 +13,7 @@ from transformers.utils import PushInProgress
 
 from swinbert.hub import NOT_PUSHED
 from swinbert.model_cards import captioner_card
+from swinbert.training.adapters import adapted_model
 from swinbert.training.arguments import DataArguments
 from swinbert.training.checkpoints import RUN_NAME, CheckpointingTrainer, RunError, say
 
@@ -28,7 +29,7 @@ _METRICS = {
     "eval_exact_content": ("accuracy", "Exactly right content"),
 }
 _TOLD = (
-    *("objective", "model", "backbone", "text_encoder", "mask", "freeze", "max_steps", "num_train_epochs"),
+    *("objective", "model", "backbone", "text_encoder", "mask", "freeze", "lora_rank", "max_steps", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "processes", "captions_per_clip"),
     *("learning_rate", "backbone_lr_factor", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("mask_prob", "max_masked_tokens", "random_crop", "max_shift", "bf16", "fp16", "seed"),
@@ -122,16 +123,20 @@ class PublishingTrainer(CheckpointingTrainer):
         (output / "README.md").write_text(self._card(name), encoding="utf-8")
 
     def _card(self, name: str) -> str:
-        results = self._results()
+        results, base = self._results(), adapted_model(self.model)
         return captioner_card(
             self.model.config,
             title=name,
-            summary="A SwinBERT model, trained with the `swinbert` package. It describes a short clip in one sentence.",
+            summary=(
+                f"A SwinBERT {'model' if base is None else 'adapter (LoRA)'}, trained with the `swinbert` package. It"
+                " describes a short clip in one sentence."
+            ),
             training=self._procedure(),
             evaluation=self._evaluation(results),
             provenance=self._provenance(),
             datasets=self._datasets(),
             results=results,
+            base_model=_named(base) if base is not None else None,
         )
 
     def _procedure(self) -> str:

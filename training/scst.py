@@ -77,7 +77,7 @@ class SelfCriticalTrainer(VideoCaptioningTrainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         pixels, clips = inputs["pixel_values_videos"], inputs["index"].tolist()
-        own = self.accelerator.unwrap_model(model)
+        own = self.captioner(model)
         sampled, greedy = self._generate(own, pixels)
         of_sample = [clip for clip in clips for _ in range(self.captions_per_clip)]
         reward = self._reward_of(sampled, of_sample)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from swinbert.training.adapters import add_lora, refuse_local_base
 from swinbert.training.arguments import DataArguments, ModelArguments, SwinBertTrainingArguments, parse_arguments
 from swinbert.training.checkpoints import (
     RunError,
@@ -60,6 +61,14 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
             model, processor, report = load_git(model_args, config)
         else:
             model, processor, report = load_model(model_args, config, captions_of(train_clips))
+    if model_args.lora_rank is not None:
+        if git or not model_args.model:
+            raise ValueError("--lora_rank adapts a trained SwinBERT: name one as --model.")
+        model = add_lora(model, model_args.lora_rank)
+        trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        report.append(f"LoRA: {trained / 1e6:.2f} M parameters train")
+        if training_args.push_to_hub:
+            refuse_local_base(model)
     if training_args.should_log:
         clips = "a stream of" if data_args.streaming else len(train_clips)
         report.append(f"{model.num_parameters() / 1e6:.2f} M parameters, {clips} clips to train on")

@@ -1,0 +1,27 @@
+"""Fixtures of more than one file."""
+
+import huggingface_hub
+import pytest
+import transformers.utils.hub
+from hub_server import HubServer
+from huggingface_hub import constants
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub for this process: what `huggingface_hub` read from the environment at its import is set anew."""
+    with HubServer() as server:
+        for name, value in server.environment(tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        for name, value in {
+            "ENDPOINT": server.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+            "HF_TOKEN_PATH": str(tmp_path / "home" / "token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        yield server
