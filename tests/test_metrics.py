@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 
 import caption_fuzz
@@ -163,13 +164,16 @@ def java(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a script is a program on POSIX alone")
-def test_whatever_is_in_a_text_meteor_gets_one_line_for_each_clip(java):
+def test_whatever_is_in_a_text_meteor_gets_one_line_for_each_clip(java, monkeypatch):
     texts = ["a b c", "a ||| b", "a\nb\r\nc", "", "|||", "a |||| b c", "é 人\u2028x"]
     corpus, scores = java_metrics.meteor(texts * 60, [["x", "y ||| z"]] * 420)
     assert scores == [3, 2, 3, 0, 0, 3, 3] * 60
     assert corpus == 3 * 420
-    with pytest.raises(RuntimeError, match="METEOR's Java program gave no score"):
-        java_metrics.meteor(["a", "stop", "b"], [["x"]] * 3)
+    write = java_metrics._write
+    for pause in (0.0, 0.5):  # the program may or may not have ended by then
+        monkeypatch.setattr(java_metrics, "_write", lambda *args, pause=pause: (time.sleep(pause), write(*args)))
+        with pytest.raises(RuntimeError, match="METEOR's Java program gave no score"):
+            java_metrics.meteor(["a", "stop", "b"], [["x"]] * 3)
 
 
 def test_what_is_missing_is_said_before_anything_is_scored(monkeypatch, tmp_path):

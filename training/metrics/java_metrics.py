@@ -93,6 +93,8 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
             scores = [float(process.stdout.readline()) for _ in statistics]
             return float(process.stdout.readline()), scores
         except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError):  # what could not be written is flushed once more
+                process.stdin.close()
             raise RuntimeError(
                 "METEOR's Java program gave no score. Does it start here, in "
                 f"{folder}: `java -Xmx2G -jar meteor-1.5.jar`? ({error})"
