@@ -54,6 +54,14 @@ def test_card_of_a_released_checkpoint(name):
     assert "{{ " not in text
 
 
+@pytest.mark.parametrize(
+    "path", [FOLDER.parent / "README.md", *sorted(FOLDER.glob("*.md"))], ids=lambda path: path.stem
+)
+def test_examples_that_trust_remote_code_pin_a_commit(path):
+    calls = re.findall(r"\w+\([^()]*trust_remote_code=True[^()]*\)", path.read_text(encoding="utf-8"))
+    assert calls and all("revision=" in call for call in calls)
+
+
 @pytest.mark.parametrize("name", RELEASED)
 def test_card_promises_no_download(name):
     text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
