@@ -1,6 +1,10 @@
 """`swinbert train --model GIT`: batches that the pipeline would make, and a run from clips to captions."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +30,7 @@ def folder(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder, lines = tmp_path_factory.mktemp("clips"), []
-    for number, split in enumerate(["train"] * 4 + ["validation"] * 2):
+    for number, split in enumerate(["train"] * 4 + ["validation"] * 3):
         name = write_clip(folder / f"{number}.mp4", number).name
         lines.append({"file_name": name, "split": split, "captions": CAPTIONS[number % 2]})
     lines[1] |= {"start": 1.0, "end": 2.0}
@@ -137,27 +141,36 @@ def test_what_git_has_not_is_refused(tmp_path, arguments, config, message):
 # --------------------------------------------------------------------------------------------------------------- a run
 
 
+def arguments(dataset, model, output_dir, **changes):
+    values = {
+        "dataset": dataset,
+        "model": model,
+        "output_dir": output_dir,
+        "max_steps": 3,
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "captions_per_clip": 2,
+        "per_device_train_batch_size": 2,
+        "freeze": "image_encoder",
+        "generation_max_length": 12,
+        "metrics": "cider",
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        **changes,
+    }
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
 def test_from_clips_to_captions(dataset, tmp_path, capsys):
     """Trains, evaluates by generation, saves; goes on from a checkpoint to the same weights; captions a clip."""
     model = write_git_folder(tmp_path / "git")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    common = {
-        "model": model,
-        "dataset": dataset,
-        "max_steps": 3,
-        "save_steps": 1,
-        "eval_steps": 3,
-        "learning_rate": 1e-2,
-    }
-    common |= {"captions_per_clip": 2, "per_device_train_batch_size": 2, "freeze": "image_encoder"}
-    common |= {"generation_max_length": 12, "warmup_steps": 0, "metrics": "cider"}
-    usual = {"eval_strategy": "steps", "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": "none"}
-
-    def arguments(output, **changes):
-        values = {**common, **usual, "output_dir": output, **changes}
-        return [word for name, value in values.items() for word in (f"--{name}", str(value))]
-
-    metrics = train.main(arguments(whole))
+    metrics = train.main(arguments(dataset, model, whole))
     assert {"train_loss", "eval_loss", "eval_CIDEr", "eval_distinct_captions"} <= set(metrics)
     assert "generated: " in capsys.readouterr().err
     history = json.loads((whole / "trainer_state.json").read_text())["log_history"]
@@ -165,7 +178,7 @@ def test_from_clips_to_captions(dataset, tmp_path, capsys):
     assert losses == pytest.approx([row["caption_loss"] for row in history if "loss" in row], abs=1e-3)
     assert losses[-1] < losses[0]
 
-    train.main(arguments(parts, max_steps=3, resume_from_checkpoint=whole / "checkpoint-1"))
+    train.main(arguments(dataset, model, parts, resume_from_checkpoint=whole / "checkpoint-1"))
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
     before, after = (AutoModelForCausalLM.from_pretrained(each).state_dict() for each in (model, whole))
@@ -183,6 +196,26 @@ def test_from_clips_to_captions(dataset, tmp_path, capsys):
     expected = pipeline("video-captioning", model=str(whole), device="cpu")(str(dataset / "4.mp4"))[0]["generated_text"]
     assert captioned.stdout.strip() == expected
     assert np.isfinite(metrics["eval_CIDEr"])
+
+
+@pytest.mark.slow
+def test_two_processes_are_scored_as_one(dataset, tmp_path):
+    model, run = write_git_folder(tmp_path / "git"), tmp_path / "run"
+    each = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, str(Path(__file__).with_name("launched.py")), *arguments(dataset, model, run, **each)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(json.loads((run / "evaluated.json").read_text())) == [0, 1, 2]
+    results = json.loads((run / "all_results.json").read_text())
+    alone = train.build_trainer(arguments(dataset, run, tmp_path / "alone", **each)).evaluate()
+    for name in ("eval_loss", "eval_CIDEr", "eval_distinct_captions"):
+        assert results[name] == pytest.approx(alone[name], rel=1e-5), name
 
 
 def test_the_command_says_what_git_has_not(dataset, tmp_path):
