@@ -9,6 +9,7 @@ everything else works on neighbours.
 import functools
 import hashlib
 import itertools
+import json
 import math
 import os
 import re
@@ -146,6 +147,14 @@ class WindowPlan:
     @property
     def clip_of_row(self) -> torch.Tensor:
         return self.order // (self.order.shape[0] // self.batch)
+
+    @property
+    def masks(self) -> torch.Tensor:
+        """(B * windows, N, N) additive mask of each window, by clip, time, row and column."""
+        side = self.num_tokens
+        none = torch.zeros(side, side, device=self.order.device)
+        masks = [(none if mask is None else mask).expand(self.batch * count, side, side) for mask, count in self.groups]
+        return torch.cat(masks).index_select(0, self.rank)
 
 
 def inverse_permutation(order: torch.Tensor) -> torch.Tensor:
@@ -352,43 +361,51 @@ class VideoSwinWindowAttention(nn.Module):
             hidden_states = padded.index_copy(0, plan.places, hidden_states)
         bias = self.position_bias(plan.num_tokens)
 
-        masks, counts = zip(*plan.groups, strict=True)
-        # (windows of a clip, B * N, 3 C), cut into those of one mask
-        qkv = self.qkv(hidden_states).view(sum(counts), -1, 3 * dim).split(counts)
-        attended = [
-            self.attend(states, bias if mask is None else bias + mask.to(bias.dtype))
-            for states, mask in zip(qkv, masks, strict=True)
-        ]
-        contexts, all_weights = zip(*attended, strict=True)
-        hidden_states = self.proj(torch.cat(contexts) if len(contexts) > 1 else contexts[0])
+        qkv = self.qkv(hidden_states)
+        weights = None
+        if output_attentions:
+            # In the order of the answer: weights that are returned are those that the output is made of.
+            windows = qkv.view(-1, plan.num_tokens, 3 * dim).index_select(0, plan.rank)
+            context, weights = self.attend(windows, bias + plan.masks.to(bias.dtype).unsqueeze(1))
+            context = context.view(-1, plan.num_tokens, dim).index_select(0, inverse_permutation(plan.rank))
+            hidden_states = context.flatten(0, 1)
+        else:
+            masks, counts = zip(*plan.groups, strict=True)
+            # (windows of a clip, B * N, 3 C), cut into those of one mask
+            groups = qkv.view(sum(counts), -1, 3 * dim).split(counts)
+            contexts = [
+                self.attend(windows, (bias if mask is None else bias + mask.to(bias.dtype)).unsqueeze(0))[0]
+                for windows, mask in zip(groups, masks, strict=True)
+            ]
+            hidden_states = torch.cat(contexts) if len(contexts) > 1 else contexts[0]
+        hidden_states = self.proj(hidden_states)
         if plan.places is not None:
             hidden_states = hidden_states.index_select(0, plan.places)
-        hidden_states = self.proj_drop(hidden_states)
-        if not output_attentions or all_weights[0] is None:
-            return hidden_states, None
-        return hidden_states, torch.cat(all_weights).index_select(0, plan.rank)
+        return self.proj_drop(hidden_states), weights
 
     def attend(self, qkv: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Windows (., ., 3 * C) under one bias (heads, N, N) -> rows (windows * N, C), and weights if computed."""
+        """
+        Windows (., ., 3 * C), and a bias for all (1, heads, N, N) or for each of them (windows, heads, N, N) -> rows
+        (windows * N, C), and weights if the attention computes them.
+        """
         qkv = qkv.view(-1, bias.shape[-1], 3, self.num_heads, self.head_dim)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         weights = None
         if self._learns_bias_fused(qkv, bias, dropout):
-            output, _ = BiasedAttention.apply(qkv, bias, self.scaling)
+            output, _ = BiasedAttention.apply(qkv, bias[0], self.scaling)
         else:
             attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
             )
             query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-            output, weights = attention_interface(
-                self, query, key, value, bias.unsqueeze(0), scaling=self.scaling, dropout=dropout
-            )
+            output, weights = attention_interface(self, query, key, value, bias, scaling=self.scaling, dropout=dropout)
         return output.flatten(2).flatten(0, 1), weights
 
     def _learns_bias_fused(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> bool:
         """Whether [`BiasedAttention`] can train this, and weights would take more memory than queries, keys, values."""
         return (
-            bias.shape[-1] > 3 * self.head_dim
+            bias.shape[0] == 1
+            and bias.shape[-1] > 3 * self.head_dim
             and self.config._attn_implementation == "sdpa"
             and bias.requires_grad
             and qkv.device.type == "cpu"
@@ -513,10 +530,10 @@ class SafetensorsModel(PreTrainedModel):
                 raise
             raise OSError(f"{pretrained_model_name_or_path} has no model.safetensors. {mend}") from error
         finally:
-            if not os.path.isdir(str(pretrained_model_name_or_path)):
-                check_downloads(
-                    str(pretrained_model_name_or_path), started, kwargs.get("cache_dir"), kwargs.get("revision")
-                )
+            # The auto classes name an adapter beside its base.
+            adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
+            for source in filter(None, (pretrained_model_name_or_path, adapter)):
+                check_downloads(str(source), started, kwargs.get("cache_dir"), kwargs.get("revision"))
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args: Any, **kwargs: Any):
@@ -529,24 +546,35 @@ class SafetensorsModel(PreTrainedModel):
 
 
 def check_downloads(
-    repo_id: str, since: float, cache_dir: str | Path | None = None, revision: str | None = None
+    source: str, since: float, cache_dir: str | Path | None = None, revision: str | None = None
 ) -> None:
     """
     Compares weights in the Hub's cache with the SHA-256 that the Hub named: of a plain download, only the size is
     checked elsewhere. Damaged files leave the cache.
 
     Args:
-        repo_id, cache_dir, revision: as for `from_pretrained`.
+        source: repository of a model, or repository or folder of an adapter, whose base is looked at too.
+        cache_dir, revision: as for `from_pretrained`.
         since: seconds since 1970; what was in the cache before is left alone.
 
     Raises:
         OSError: a file is not what it should be.
     """
-    try:
-        config = try_to_load_from_cache(repo_id, "config.json", cache_dir, revision)
-    except ValueError:  # not a name of the Hub
+    configs = [Path(source, name) for name in ("config.json", "adapter_config.json")]
+    if not os.path.isdir(source):
+        try:
+            cached = [try_to_load_from_cache(source, config.name, cache_dir, revision) for config in configs]
+        except ValueError:  # not a name of the Hub
+            return
+        configs = [Path(path) for path in cached if isinstance(path, str)]
+    for adapter in configs:
+        if adapter.name == "adapter_config.json" and adapter.is_file():
+            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+            if base and base != source:
+                check_downloads(base, since, cache_dir)
+    if os.path.isdir(source):
         return
-    for link in Path(config).parent.glob("*.safetensors") if isinstance(config, str) else ():
+    for link in configs[0].parent.glob("*.safetensors") if configs else ():
         file = link.resolve()  # named by its SHA-256
         # Clocks of file systems are coarse.
         if not re.fullmatch(r"[0-9a-f]{64}", file.name) or file.stat().st_ctime < since - 2:
@@ -559,7 +587,7 @@ def check_downloads(
             link.unlink()
             file.unlink()
             raise OSError(
-                f"The download of {link.name} from {repo_id} is damaged: its SHA-256 is {digest.hexdigest()}, not"
+                f"The download of {link.name} from {source} is damaged: its SHA-256 is {digest.hexdigest()}, not"
                 f" {file.name}. It is removed from the cache: load it again."
             )
 

@@ -106,7 +106,7 @@ class VideoCaptioningPipeline(Pipeline):
         return super().__call__(_as_many(inputs), **kwargs) if not _is_empty(inputs) else []
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
-        outputs = self.forward(_collate([self.preprocess(inputs, **preprocess_params)]), **forward_params)
+        outputs = self.forward(collate([self.preprocess(inputs, **preprocess_params)]), **forward_params)
         return self.postprocess(outputs, **postprocess_params)
 
     def get_iterator(
@@ -118,12 +118,12 @@ class VideoCaptioningPipeline(Pipeline):
         """
         sized = isinstance(inputs, collections.abc.Sized)
         if num_workers == 0:
-            clips = _ReadAhead(inputs, lambda clip: self.preprocess(clip, **preprocess_params), batch_size)
+            clips = ReadAhead(inputs, lambda clip: self.preprocess(clip, **preprocess_params), batch_size)
         else:
             clips = (PipelineDataset if sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
         # A generator can be read by one process only.
         num_workers = num_workers if sized else min(num_workers, 1)
-        batches = DataLoader(clips, num_workers=num_workers, batch_size=batch_size, collate_fn=_collate)
+        batches = DataLoader(clips, num_workers=num_workers, batch_size=batch_size, collate_fn=collate)
         outputs = PipelineIterator(batches, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
@@ -236,7 +236,7 @@ class VideoCaptioningPipeline(Pipeline):
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
-class _ReadAhead(IterableDataset):
+class ReadAhead(IterableDataset):
     """
     Clips, read by threads in the order of `inputs` while the model works on those before.
 
@@ -255,7 +255,7 @@ class _ReadAhead(IterableDataset):
 
 
 class _Readings:
-    """One pass over a `_ReadAhead`. What reading one clip raises is raised in its place, and the others go on."""
+    """One pass over a `ReadAhead`. What reading one clip raises is raised in its place, and the others go on."""
 
     def __init__(self, inputs, read, batch_size: int):
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -365,7 +365,7 @@ def _unpack(clip) -> tuple[Any, dict[str, Any]]:
     return clip, own
 
 
-def _collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
     """Batches clips; those with an error add nothing but their error."""
     batch: dict[str, Any] = {"error": [error for clip in clips for error in clip["error"]]}
     readable = [clip for clip in clips if len(clip) > 1]

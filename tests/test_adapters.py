@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
-from hub_server import Repository
+from hub_server import Repository, git_oid
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -108,6 +108,31 @@ def test_a_pickled_adapter_is_refused(hub, model, tmp_path, monkeypatch):
         AutoModelForImageTextToText.from_pretrained("org/pickled")
     with pytest.raises(OSError, match="adapter_model.bin is not opened"):
         model._load_pretrained_model(model, None, [str(tmp_path / "adapter_model.bin")])
+
+
+@needs_peft
+@pytest.mark.parametrize(
+    ("repository", "damaged", "from_folder"),
+    [
+        ("org/adapter", "adapter_model.safetensors", False),
+        ("org/base", "model.safetensors", False),
+        ("org/base", "model.safetensors", True),
+    ],
+)
+def test_a_damaged_download_is_refused(hub, model, tmp_path, repository, damaged, from_folder):
+    pipeline("video-captioning", model=swinbert.bundled_model(), device="cpu").push_to_hub("org/base")
+    add_lora(model, rank=1).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "org/base"}))
+    push(tmp_path, "org/adapter")
+    weights = hub.repositories[repository].files()[damaged]
+    hub.served[git_oid(weights)] = weights[:-1] + bytes([weights[-1] ^ 1])
+    source = tmp_path if from_folder else "org/adapter"
+    for load in (AutoModelForImageTextToText.from_pretrained, SwinBertForVideoCaptioning.from_pretrained):
+        with pytest.raises(OSError, match=f"{damaged} from {repository} is damaged"):
+            load(source)
+    hub.served.clear()
+    assert SwinBertForVideoCaptioning.from_pretrained(source).num_parameters() == model.num_parameters()
 
 
 def test_lora_without_peft_or_rank(model, monkeypatch):

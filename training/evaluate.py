@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from torch.utils.data import DataLoader, Dataset
 
 from swinbert.processing import VideoCaptioningPipeline
-from swinbert.processing.pipeline_swinbert import _collate
+from swinbert.processing.pipeline_swinbert import collate
 from swinbert.training.caption_files import clip_ids, read_predictions, read_references, write_coco, write_json
 from swinbert.training.caption_settings import caption_settings
 from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, MissingTool, check_tools, score
@@ -187,7 +187,7 @@ def _size(clip: Mapping[str, Any]) -> int | None:
 
 def _collate_read(items: list[tuple[int, int | None, dict[str, Any]]]) -> tuple[Any, Any, dict[str, Any]]:
     indices, sizes, clips = zip(*items, strict=True)
-    return indices, sizes, _collate(list(clips))
+    return indices, sizes, collate(list(clips))
 
 
 def clips_to_caption(clips: EvaluationClips, log: PredictionLog) -> list[int]:

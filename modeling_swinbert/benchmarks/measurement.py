@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -95,11 +95,23 @@ def compare(
             peak_bytes, result = peak_memory(call, device)
         rows.append(Row(name, items=items, flop=operations.flop or None, peak_bytes=peak_bytes))
         results.append(result)
+    take_turns(rows, contestants.values(), rounds, device, progress)
+    return rows, results
+
+
+def take_turns(
+    rows: Sequence[Row],
+    calls: Iterable[Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    progress: Callable[[str], None],
+) -> None:
+    """Measures the call of each row once in every round."""
+    calls = list(calls)
     for number in range(rounds):
-        for row, call in zip(rows, contestants.values(), strict=True):
+        for row, call in zip(rows, calls, strict=True):
             progress(f"{row.name}, round {number + 1} of {rounds}")
             row.measure(call, device)
-    return rows, results
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:

@@ -34,7 +34,7 @@ class TorchvisionSwin(nn.Module):
             mlp_ratio=config.mlp_ratio,
             stochastic_depth_prob=config.drop_path_rate,
         )
-        weights = {_name_in_torchvision(name): value for name, value in ours.named_parameters()}
+        weights = {name_in_torchvision(name): value for name, value in ours.named_parameters()}
         missing, unexpected = self.swin.load_state_dict(weights, strict=False)
         if unexpected or any("relative_position_index" not in name and "head" not in name for name in missing):
             raise ValueError(f"torchvision's backbone differs: {unexpected} are unknown to it, {missing} are missing.")
@@ -47,7 +47,8 @@ class TorchvisionSwin(nn.Module):
         return swin.norm(swin.features(hidden_states)).flatten(1, 3)
 
 
-def _name_in_torchvision(name: str) -> str:
+def name_in_torchvision(name: str) -> str:
+    """Our parameter's name in `SwinTransformer3d`, which numbers stages and mergings in one list."""
     parts = name.split(".")
     if parts[0] != "layers":
         return name

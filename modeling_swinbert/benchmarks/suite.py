@@ -16,16 +16,17 @@ import torch
 from transformers import BertTokenizer
 
 from swinbert import SparseVideoMask, SwinBertConfig, SwinBertForVideoCaptioning, bundled_model
+from swinbert.conversion.configs import video_processor_for
 from swinbert.processing import (
     SwinBertProcessor,
-    SwinBertVideoProcessor,
     VideoCaptioningPipeline,
     decode_video,
     sample_indices,
 )
-from swinbert.processing.pipeline_swinbert import _ReadAhead
+from swinbert.processing.pipeline_swinbert import ReadAhead
+from swinbert.quantization import quantize_linear
 
-from .measurement import Row, compare, machine, matrix_peak
+from .measurement import Row, compare, machine, matrix_peak, take_turns
 from .peers import TorchvisionSwin, git_model, original_caption, original_training_step
 
 # Of the off-diagonal entries of the sparse mask, scattered at random. The paper finds that over 95 % end at zero.
@@ -153,6 +154,13 @@ class Bench:
         return model.to(device=self.device, dtype=self.dtype)
 
     @functools.cached_property
+    def model_in_int8(self) -> SwinBertForVideoCaptioning | None:
+        """The model's copy with linear layers in eight bits, where these are an alternative."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return None
+        return quantize_linear(copy.deepcopy(self.model))
+
+    @functools.cached_property
     def backbone(self) -> TorchvisionSwin:
         return TorchvisionSwin(self.model.model.video_encoder)
 
@@ -179,16 +187,9 @@ class Bench:
 
     @functools.cached_property
     def processor(self) -> SwinBertProcessor:
-        config = self.config
-        height, width = config.vision_config.frame_size
-        video = SwinBertVideoProcessor(
-            num_frames=config.num_frames,
-            size={"shortest_edge": min(height, width)},
-            crop_size={"height": height, "width": width},
-        )
         special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
-        words = {special.get(number, f"word{number}"): number for number in range(config.vocab_size)}
-        return SwinBertProcessor(video, BertTokenizer(vocab=words))
+        words = {special.get(number, f"word{number}"): number for number in range(self.config.vocab_size)}
+        return SwinBertProcessor(video_processor_for(self.config), BertTokenizer(vocab=words))
 
     def clip_files(self) -> dict[str, Path]:
         """Given clips, or generated ones, by name."""
@@ -302,7 +303,10 @@ def stages(bench: Bench) -> list[Table]:
 
 def encoder(bench: Bench) -> list[Table]:
     pixels = bench.pixels()
-    rows, _ = bench.compare({"torchvision": lambda: bench.backbone(pixels), "swinbert": lambda: bench.features(pixels)})
+    contestants = {"torchvision": lambda: bench.backbone(pixels), "swinbert": lambda: bench.features(pixels)}
+    if (in_int8 := bench.model_in_int8) is not None:
+        contestants["swinbert, int8"] = lambda: in_int8.model.video_encoder(pixels)
+    rows, _ = bench.compare(contestants)
     for row in rows:
         row.flop = rows[0].flop  # the same arithmetic; some fused kernels are not counted
     return [Table("Video encoder, the same weights", rows, "torchvision")]
@@ -331,9 +335,14 @@ def caption(bench: Bench) -> list[Table]:
         "swinbert": lambda: bench.caption(bench.model, pixels),
         "GIT, 6 frames": lambda: git.generate(pixel_values=pictures, input_ids=start, **bench.generation()),
     }
+    if (in_int8 := bench.model_in_int8) is not None:
+        contestants["swinbert, int8"] = lambda: bench.caption(in_int8, pixels)
     rows, captions = bench.compare(contestants)
     rows[1].note = _agreement(*captions[:2])
     rows[2].note = f"{git.num_parameters() / 1e6:.0f} M parameters" + ("" if bench.size.git else ", as GIT-base")
+    for row, words in zip(rows[3:], captions[3:], strict=True):
+        equal = int((words == captions[1]).sum()) - 1  # not [CLS]
+        row.note = f"{equal} of {bench.size.words} words as in float32, of a model with random weights"
     title = f"Pixels to a caption of {bench.size.words} words, {LIVE_SHARE:.0%} of the mask alive"
     return [Table(title, rows, "original's algorithm")]
 
@@ -388,7 +397,7 @@ def _live(model: SwinBertForVideoCaptioning) -> tuple[int, int]:
 
 def _plan(mask: SparseVideoMask) -> str:
     """How the attention under a mask is executed."""
-    plan = mask()[1]
+    plan = mask.plan()
     return f"{plan.path}, {plan.executed:.1%} of the entries executed"
 
 
@@ -465,15 +474,12 @@ def overlap(bench: Bench) -> list[Table]:
             pipe.postprocess(pipe.forward(dict(read), **pipe._forward_params))
 
     ways: dict[str, Callable[[], object]] = {
-        "reading alone": lambda: list(_ReadAhead(paths, pipe.preprocess, 1)),
+        "reading alone": lambda: list(ReadAhead(paths, pipe.preprocess, 1)),
         "model alone": model_alone,
         "pipeline": lambda: pipe(paths),
     }
     rows = [Row(name, items=OVERLAP_CLIPS) for name in ways]
-    for number in range(bench.rounds):
-        for row, call in zip(rows, ways.values(), strict=True):
-            bench.progress(f"{row.name}, round {number + 1} of {bench.rounds}")
-            row.measure(call, bench.device)
+    take_turns(rows, ways.values(), bench.rounds, bench.device, bench.progress)
     slower = max(rows[:2], key=lambda row: row.median)
     return [Table(f"{OVERLAP_CLIPS} clips, read while the model works", rows, slower.name)]
 
