@@ -6,6 +6,7 @@ from golden import arrays, load_recipe, make_clip, pixels, tiny_vision_config
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from swinbert import VideoSwinConfig, VideoSwinModel
+from swinbert.benchmarks.peers import name_in_torchvision
 from swinbert.modeling_video_swin_swinbert import drop_path
 
 CLIPS = {
@@ -41,18 +42,6 @@ def test_equals_the_original(model, golden, clip, attention):
             torch.testing.assert_close(states, golden[f"{clip}.layer{stage}"], atol=1e-5, rtol=0)
 
 
-def torchvision_name(name: str, depths: list[int]) -> str:
-    """Our parameter's name in torchvision's `SwinTransformer3d`, which numbers stages and mergings in one list."""
-    parts = name.split(".")
-    if parts[0] != "layers":
-        return name
-    stage = 2 * int(parts[1])
-    if parts[2] == "downsample":
-        return ".".join(["features", str(stage + 1), *parts[3:]])
-    leaf = ".".join(parts[4:]).replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.3")
-    return f"features.{stage}.{parts[3]}.{leaf}"
-
-
 @pytest.mark.parametrize("shape", [(8, 64, 64), (7, 60, 52), (20, 40, 72)])
 @torch.no_grad()
 def test_equals_torchvision(shape):
@@ -64,7 +53,7 @@ def test_equals_torchvision(shape):
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    weights = {torchvision_name(name, config.depths): value for name, value in model.named_parameters()}
+    weights = {name_in_torchvision(name): value for name, value in model.named_parameters()}
     missing, unexpected = peer.load_state_dict(weights, strict=False)
     assert not unexpected
     assert all("relative_position_index" in name or name.startswith("head") for name in missing)

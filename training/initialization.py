@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from swinbert import SwinBertConfig, SwinBertForVideoCaptioning, VideoSwinConfig, VideoSwinModel
+from swinbert.conversion.configs import crop_geometry, video_processor_for
 from swinbert.conversion.files import some
 from swinbert.conversion.names import map_names
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
@@ -149,7 +150,7 @@ def _from_model(
     video_processor = processor.video_processor
     grids = source.config.vision_config.output_grid, model.config.vision_config.output_grid
     if any(getattr(source.config, name) != getattr(model.config, name) for name in ("num_frames", "image_size")):
-        changes = {"num_frames": model.config.num_frames, **_crop(model.config)}
+        changes = {"num_frames": model.config.num_frames, **crop_geometry(model.config)}
         video_processor = SwinBertVideoProcessor.from_dict({**video_processor.to_dict(), **changes})
     mask = tensors.pop(_MASK, None)
     if mask is not None and model.model.sparse_mask is not None and not args.mask:
@@ -340,16 +341,6 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
             frozen += parameter.numel() if parameter.requires_grad else 0
             parameter.requires_grad_(False)
     return [f"frozen: {frozen:,} parameters ({', '.join(patterns)})"] if patterns else []
-
-
-def video_processor_for(config: SwinBertConfig) -> SwinBertVideoProcessor:
-    """Samples and crops clips to the size that the model takes."""
-    return SwinBertVideoProcessor(num_frames=config.num_frames, **_crop(config))
-
-
-def _crop(config: SwinBertConfig) -> dict[str, Any]:
-    height, width = config.vision_config.frame_size
-    return {"size": {"shortest_edge": max(height, width)}, "crop_size": {"height": height, "width": width}}
 
 
 def _tokenizer(name: str, captions: Iterable[str]) -> PreTrainedTokenizerBase:

@@ -1,8 +1,8 @@
 """Released checkpoints -> folders that `from_pretrained` loads.
 
 In the order of the data: `files` reads tensors without running code, `names` tells what they are and what we call them,
-`configs` infers the configuration, `inflation` makes a video model of an image model, `convert` puts it together. Every
-tensor is mapped, dropped for a reason that the report gives, or an error.
+`configs` infers the configuration and the processor's settings, `inflation` makes a video model of an image model,
+`convert` puts it together. Every tensor is mapped, dropped for a reason that the report gives, or an error.
 """
 
 from swinbert.conversion.configs import parse_overrides

@@ -13,6 +13,7 @@ import torch
 from swinbert.configuration_swinbert import SwinBertConfig, VideoSwinConfig
 from swinbert.conversion.files import ConversionError, Tensors
 from swinbert.modeling_video_swin_swinbert import relative_position_index
+from swinbert.processing import SwinBertVideoProcessor
 
 _VISION = "vision_config."
 _SETTLED_BY = {"num_video_tokens": "num_frames"}  # derived fields: what to set instead
@@ -332,3 +333,17 @@ def _claim_geometry(claims: Claims, tensors: Tensors, args: Mapping[str, Any]) -
     grid = _build(VideoSwinConfig, {**geometry, "depths": depths, "num_heads": [1] * len(depths)}).output_grid
     said = [f"{name.removeprefix(_VISION)} {claims.get(name)} ({claims.source(name)})" for name in (frames, size)]
     claims.add("num_video_tokens", math.prod(grid), " and ".join(said))
+
+
+# --- Of the processor -------------------------------------------------------------------------------------------------
+
+
+def video_processor_for(config: SwinBertConfig) -> SwinBertVideoProcessor:
+    """Uniform sampling, the short side resized, the centre cropped: the original's evaluation."""
+    return SwinBertVideoProcessor(num_frames=config.num_frames, **crop_geometry(config))
+
+
+def crop_geometry(config: SwinBertConfig) -> dict[str, dict[str, int]]:
+    """`size` and `crop_size` of a video processor."""
+    height, width = config.vision_config.frame_size
+    return {"size": {"shortest_edge": max(height, width)}, "crop_size": {"height": height, "width": width}}

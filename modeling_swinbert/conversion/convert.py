@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BertTokenizer, GenerationConfig, PreTrai
 from transformers.initialization import no_init_weights
 
 from swinbert.configuration_swinbert import SwinBertConfig, VideoSwinConfig
-from swinbert.conversion.configs import infer_swinbert_config, infer_video_swin_config, number
+from swinbert.conversion.configs import infer_swinbert_config, infer_video_swin_config, number, video_processor_for
 from swinbert.conversion.files import (
     ConversionError,
     Tensors,
@@ -29,7 +29,7 @@ from swinbert.conversion.names import KINDS, expect_kind, map_names
 from swinbert.model_cards import captioner_card
 from swinbert.modeling_swinbert import SwinBertForVideoCaptioning
 from swinbert.modeling_video_swin_swinbert import VideoSwinModel
-from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor, VideoCaptioningPipeline
+from swinbert.processing import SwinBertProcessor, VideoCaptioningPipeline
 
 DEFAULT_TOKENIZER = "google-bert/bert-base-uncased"
 _TRAINING_ARGUMENTS = (
@@ -261,7 +261,7 @@ def _convert_swinbert(
         ours["model.sparse_mask.weight"] = weights.reshape(math.isqrt(weights.numel()), -1)
     model = _load_model(SwinBertForVideoCaptioning, config, ours, mapped)
     model.generation_config = _generation_config(config, arguments)
-    processor = SwinBertProcessor(video_processor=_video_processor(config), tokenizer=text_processor)
+    processor = SwinBertProcessor(video_processor=video_processor_for(config), tokenizer=text_processor)
     report = _report("swinbert", checkpoint, output, config, model, tensors, mapped, dropped, notes)
     report.mask, report.tokenizer = mask_statistics(model), str(tokenizer)
     report.args = "given as a mapping" if isinstance(args, Mapping) else str(args) if args else None
@@ -357,16 +357,6 @@ def _fit_tokenizer(
         if f"{name}_token_id" not in overrides:
             setattr(config, f"{name}_token_id", token_id)
     tokenizer.model_max_length = config.max_position_embeddings
-
-
-def _video_processor(config: SwinBertConfig) -> SwinBertVideoProcessor:
-    """Uniform sampling, the short side resized, the centre cropped: the original's evaluation."""
-    height, width = config.vision_config.frame_size
-    return SwinBertVideoProcessor(
-        num_frames=config.num_frames,
-        size={"shortest_edge": max(height, width)},
-        crop_size={"height": height, "width": width},
-    )
 
 
 def _generation_config(config: SwinBertConfig, arguments: Mapping[str, Any]) -> GenerationConfig:
