@@ -23,10 +23,11 @@ _SCORE_RANGE = 256.0
 # apart would need queries and keys of norm 128 in heads of 64 channels, several times those of any BERT.
 _AMPLE_ROOM = 4096.0
 
-# Rough costs on a CPU, in entries of a block (all heads of one query and one key): of a column that is gathered for a
-# block, and of a block. Elsewhere a call costs more than it saves: one block at most.
+# Costs on a CPU, measured by `swinbert bench --only masks`, in entries of a block (all heads of one query and one key):
+# of a column that is gathered for a block, and of a block. Elsewhere a call costs more than it saves: one block at
+# most.
 _COST_OF_COLUMN = 10
-_COST_OF_BLOCK = 1000
+_COST_OF_BLOCK = 5000
 _ROWS_OF_BLOCK = (8, 16, 32, 64, 128, 256)
 
 
