@@ -78,20 +78,18 @@ class CaptionCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-        rows, labels = [], []
+        captions, generators = [], []
         for example in examples:
             # Of the example alone: the same in any batch, process and worker, and when a run is resumed.
             generator = random.Random(str(example["seed"]))
-            for caption in _draw(example["captions"], self.captions_per_clip, generator):
-                ids = tokenizer(caption, truncation=True, max_length=self.max_caption_length)["input_ids"]
-                if self.objective == "masked_lm":
-                    ids, predicted = mask_caption(
-                        ids, tokenizer.mask_token_id, len(tokenizer), self.mask_prob, self.max_masked_tokens, generator
-                    )
-                else:
-                    predicted = list(ids)
-                rows.append(ids)
-                labels.append(predicted)
+            captions += _draw(example["captions"], self.captions_per_clip, generator)
+            generators += [generator] * self.captions_per_clip
+        whole = tokenizer(captions, truncation=True, max_length=self.max_caption_length)["input_ids"]
+        rows, labels = whole, whole
+        if self.objective == "masked_lm":
+            arguments = tokenizer.mask_token_id, len(tokenizer), self.mask_prob, self.max_masked_tokens
+            masked = [mask_caption(ids, *arguments, each) for ids, each in zip(whole, generators, strict=True)]
+            rows, labels = zip(*masked, strict=True)
         return {
             # First, because `Trainer` counts clips by the first tensor.
             "pixel_values_videos": self._pixels(examples),

@@ -14,7 +14,7 @@ import torch
 from transformers import BertTokenizerFast
 
 from swinbert.processing import VideoDecodeError
-from swinbert.training.frame_cache import FrameCache
+from swinbert.training.frame_cache import FrameCache, sampled_frames
 from swinbert.training.prepare.documents import first_names
 from swinbert.training.sources import clip_name, clip_source, is_stream, load_clips, missing_videos
 
@@ -120,8 +120,8 @@ class _Clips:
     def _example(self, clip: dict[str, Any], index: int, seed: tuple[int, int, int]) -> dict[str, Any]:
         frames = self._frames(clip, index)
         if self.max_shift:
-            with seeded(*seed):
-                frames = shift_clip(frames, *np.random.randint(-self.max_shift, self.max_shift + 1, 2))
+            down, right = np.random.default_rng(seed).integers(-self.max_shift, self.max_shift, 2, endpoint=True)
+            frames = shift_clip(frames, down, right)
         return {"frames": frames, "captions": clip["captions"], "index": index, "seed": seed}
 
     def _frames(self, clip: dict[str, Any], index: int) -> np.ndarray:
@@ -150,10 +150,11 @@ class ClipDataset(_Clips, torch.utils.data.Dataset):
     Args:
         clips: what `load_clips` returns.
         video_processor: samples and decodes.
-        keep_frames: decode each clip once and keep its sampled frames in a temporary file that is mapped into memory
-            and shared with the workers. For small frames; they must all have one size.
-        max_shift: shift a clip by up to so many pixels down or up and right or left, the same for all its frames; what
-            comes in repeats the edge. An augmentation that keeps what a caption says.
+        keep_frames: decode each clip once and keep its sampled frames, no larger than the processor makes them, in a
+            temporary file that is mapped into memory and shared with the workers. For small frames of one size.
+        max_shift: shift a clip by up to so many pixels (of its frames as they are read or kept) down or up and right or
+            left, the same for all its frames; what comes in repeats the edge. An augmentation that keeps what a caption
+            says.
         seed: of the run.
         frame_cache: keeps sampled frames on disk, from run to run.
         skip_unreadable: a clip that cannot be read is replaced by the next that can, with a warning that names and
@@ -174,6 +175,7 @@ class ClipDataset(_Clips, torch.utils.data.Dataset):
         skip_unreadable: bool = False,
     ):
         super().__init__(clips, video_processor, max_shift, seed, frame_cache, skip_unreadable)
+        self._keep_frames = keep_frames
         self._kept: np.ndarray | None = None
         self._is_kept: np.ndarray | None = None
         if keep_frames:
@@ -201,10 +203,12 @@ class ClipDataset(_Clips, torch.utils.data.Dataset):
         raise ValueError(f"{step + 1} clips in a row are unreadable: {last}") from last
 
     def _frames(self, clip: dict[str, Any], index: int) -> np.ndarray:
-        if self._kept is None or self._is_kept is None:
+        if not self._keep_frames:
             return super()._frames(clip, index)
+        if self._kept is None or self._is_kept is None:  # before it is known how large they are
+            return sampled_frames(self.video_processor, clip)
         if not self._is_kept[index]:
-            frames = super()._frames(clip, index)
+            frames = sampled_frames(self.video_processor, clip)
             if frames.shape != self._kept.shape[1:]:
                 raise ValueError(
                     f"Clip {index} has frames {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of"
@@ -269,4 +273,4 @@ def shift_clip(frames: np.ndarray, down: int, right: int) -> np.ndarray:
     """Frames (T, H, W, C), shifted; what comes in repeats the edge."""
     rows = np.clip(np.arange(frames.shape[1]) - down, 0, frames.shape[1] - 1)
     columns = np.clip(np.arange(frames.shape[2]) - right, 0, frames.shape[2] - 1)
-    return frames[:, rows[:, None], columns]
+    return frames.take(rows, axis=1).take(columns, axis=2)

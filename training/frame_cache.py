@@ -28,8 +28,8 @@ class FrameCache:
     A folder with a file for each clip: a zip of its sampled frames, as JPEG files or as one array. Delete the folder,
     or any file in it, to clear it.
 
-    Frames larger than the processor makes them are kept in the processor's size, before any crop; what it makes of raw
-    ones is equal, bit by bit, to what it makes of the video. A file is found by all that decides what is in it: the
+    They are those of [`sampled_frames`]; what the processor makes of raw ones is equal, bit by bit, to what it makes of
+    the video. A file is found by all that decides what is in it: the
     video (path, size and time of change; or its bytes), `start` and `end`, how the processor samples and resizes, the
     decoder and its version. It appears whole or not at all, whatever process is killed, and a damaged one is made anew.
 
@@ -65,28 +65,18 @@ class FrameCache:
         """
         path = self._path(clip)
         if path is None:  # nothing says whether it will be the same video next time
-            return self._decode(clip)
+            return sampled_frames(self.video_processor, clip)
         try:
             return _read(path)
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             warnings.warn(f"{path} is damaged and is made anew.", stacklevel=2)
-        frames = self._decode(clip)
+        frames = sampled_frames(self.video_processor, clip)
         content = _packed(frames, self.frame_format)
         self._write(path, content)
         # What the next epoch will see, not what this one could have seen.
         return _unpacked(content)
-
-    def _decode(self, clip: dict[str, Any]) -> np.ndarray:
-        processor = self.video_processor
-        frames = processor.load_frames(clip_source(clip), start=clip.get("start"), end=clip.get("end"))[0]
-        size = processor.size
-        smallest = size.shortest_edge or max(size.height or 0, size.width or 0)
-        if not processor.do_resize or not smallest or min(frames.shape[1:3]) <= smallest:
-            return frames
-        video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        return processor.resize(video, size, resample=processor.resample).permute(0, 2, 3, 1).contiguous().numpy()
 
     def _path(self, clip: dict[str, Any]) -> Path | None:
         video = _identity(clip)
@@ -110,6 +100,19 @@ class FrameCache:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
             warnings.warn(f"{self.folder} takes no more frames ({error}): they are decoded instead.", stacklevel=2)
+
+
+def sampled_frames(video_processor: Any, clip: dict[str, Any]) -> np.ndarray:
+    """The sampled frames of a clip, uint8 (T, H, W, C), worth keeping: no larger than the processor makes them, before
+    any crop."""
+    frames = video_processor.load_frames(clip_source(clip), start=clip.get("start"), end=clip.get("end"))[0]
+    size = video_processor.size
+    smallest = size.shortest_edge or max(size.height or 0, size.width or 0)
+    if not video_processor.do_resize or not smallest or min(frames.shape[1:3]) <= smallest:
+        return frames
+    video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    resized = video_processor.resize(video, size, resample=video_processor.resample)
+    return resized.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _settings(video_processor: Any) -> dict[str, Any]:
