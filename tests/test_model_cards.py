@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
+from swinbert import bundled_model
 from swinbert.model_cards import render_card
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -55,7 +56,7 @@ def test_card_of_a_released_checkpoint(name):
 
 
 @pytest.mark.parametrize(
-    "path", [FOLDER.parent / "README.md", *sorted(FOLDER.glob("*.md"))], ids=lambda path: path.stem
+    "path", [*sorted(FOLDER.glob("*.md")), Path(bundled_model(), "README.md")], ids=lambda path: path.stem
 )
 def test_examples_that_trust_remote_code_pin_a_commit(path):
     calls = re.findall(r"\w+\([^()]*trust_remote_code=True[^()]*\)", path.read_text(encoding="utf-8"))
