@@ -560,21 +560,21 @@ def check_downloads(
     Raises:
         OSError: a file is not what it should be.
     """
-    configs = [Path(source, name) for name in ("config.json", "adapter_config.json")]
-    if not os.path.isdir(source):
+    is_local = os.path.isdir(source)
+    folder = Path(source)
+    if not is_local:
         try:
-            cached = [try_to_load_from_cache(source, config.name, cache_dir, revision) for config in configs]
+            names = ("config.json", "adapter_config.json")
+            cached = [try_to_load_from_cache(source, name, cache_dir, revision) for name in names]
         except ValueError:  # not a name of the Hub
             return
-        configs = [Path(path) for path in cached if isinstance(path, str)]
-    for adapter in configs:
-        if adapter.name == "adapter_config.json" and adapter.is_file():
-            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-            if base and base != source:
-                check_downloads(base, since, cache_dir)
-    if os.path.isdir(source):
-        return
-    for link in configs[0].parent.glob("*.safetensors") if configs else ():
+        folder = next((Path(path).parent for path in cached if isinstance(path, str)), folder)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if base and base != source:
+            check_downloads(base, since, cache_dir)
+    for link in () if is_local else folder.glob("*.safetensors"):
         file = link.resolve()  # named by its SHA-256
         # Clocks of file systems are coarse.
         if not re.fullmatch(r"[0-9a-f]{64}", file.name) or file.stat().st_ctime < since - 2:

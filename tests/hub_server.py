@@ -13,7 +13,10 @@ again.
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -94,6 +97,21 @@ class HubServer:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
+
+
+def captions_of_process(hub: HubServer, folder: Path, code: str, *arguments: str, **environment: str) -> list:
+    """What `code` prints after "captions: ", as JSON, run in `folder` by a process that knows this Hub alone."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **hub.environment(folder / "fresh"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    (captions,) = re.findall("^captions: (.*)$", done.stdout, re.MULTILINE)
+    return json.loads(captions)
 
 
 def git_oid(content: bytes) -> str:

@@ -1,10 +1,8 @@
 """LoRA: an adapter of the fusion encoder is trained, saved, pushed, loaded, merged."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
-from hub_server import Repository, git_oid
+from hub_server import Repository, captions_of_process, git_oid
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -225,15 +223,6 @@ def test_train_push_load_merge(hub, pixels, tmp_path):
     push(tmp_path / "out", "org/again")
     assert hub.repositories["org/again"].files()["adapter_model.safetensors"] == files["adapter_model.safetensors"]
 
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(SAMPLE)],
-        env={**os.environ, **hub.environment(tmp_path / "fresh")},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    (captions,) = re.findall("^captions: (.*)$", done.stdout, re.MULTILINE)
+    captions = captions_of_process(hub, tmp_path, WITHOUT_THE_PACKAGE, str(SAMPLE))
     captioner.model = again
-    assert json.loads(captions)[0]["generated_text"] == captioner(str(SAMPLE))[0]["generated_text"]
+    assert captions[0]["generated_text"] == captioner(str(SAMPLE))[0]["generated_text"]

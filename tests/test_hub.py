@@ -1,17 +1,14 @@
 """The Hub: what every route pushes, what comes back, what is refused. The server is that of `hub_server`."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_run
 import torch
-from hub_server import TOKEN, git_oid
+from hub_server import TOKEN, captions_of_process, git_oid
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor, pipeline
 from typer.testing import CliRunner
@@ -374,17 +371,8 @@ def test_pull_push_and_offline_without_the_package(hub, pipe, folder, tmp_path):
     hub.repositories["org/model"].commit("main", broken)  # later than the revision that is pinned
 
     def run(*arguments: str, **environment: str) -> list:
-        done = subprocess.run(
-            [sys.executable, "-c", WITHOUT_THE_PACKAGE, "org/model", commit.oid, str(SAMPLE), *arguments],
-            env={**os.environ, **hub.environment(tmp_path / "fresh"), **environment},
-            capture_output=True,
-            text=True,
-            timeout=500,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr
-        (captions,) = re.findall("^captions: (.*)$", done.stdout, re.MULTILINE)
-        return json.loads(captions)
+        given = ("org/model", commit.oid, str(SAMPLE), *arguments)
+        return captions_of_process(hub, tmp_path, WITHOUT_THE_PACKAGE, *given, **environment)
 
     expected = pipe(str(SAMPLE))
     assert run("again", HF_TOKEN=TOKEN) == expected

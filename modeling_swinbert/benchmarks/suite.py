@@ -340,8 +340,8 @@ def caption(bench: Bench) -> list[Table]:
     rows, captions = bench.compare(contestants)
     rows[1].note = _agreement(*captions[:2])
     rows[2].note = f"{git.num_parameters() / 1e6:.0f} M parameters" + ("" if bench.size.git else ", as GIT-base")
-    for row, words in zip(rows[3:], captions[3:], strict=True):
-        equal = int((words == captions[1]).sum()) - 1  # not [CLS]
+    for row, ids in zip(rows[3:], captions[3:], strict=True):
+        equal = int((ids == captions[1]).sum()) - 1  # not [CLS]
         row.note = f"{equal} of {bench.size.words} words as in float32, of a model with random weights"
     title = f"Pixels to a caption of {bench.size.words} words, {LIVE_SHARE:.0%} of the mask alive"
     return [Table(title, rows, "original's algorithm")]
