@@ -241,7 +241,7 @@ class ClipStream(_Clips, torch.utils.data.IterableDataset):
         shuffle_buffer: int = 100,
     ):
         super().__init__(clips, video_processor, max_shift, seed, frame_cache, skip_unreadable)
-        self.clips = clips.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        self.shuffle_buffer = shuffle_buffer
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, found = 0, True
@@ -256,8 +256,9 @@ class ClipStream(_Clips, torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         num_skipped = 0
-        self.clips.set_epoch(epoch)
-        for number, clip in enumerate(self.clips):
+        # Not `set_epoch`: the workers share its number, but not how far they are.
+        shuffle_seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
+        for number, clip in enumerate(self.clips.shuffle(seed=shuffle_seed, buffer_size=self.shuffle_buffer)):
             index = first + number * step
             try:
                 yield self._example(clip, index, (self.seed, epoch, index))
