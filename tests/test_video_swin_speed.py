@@ -1,8 +1,10 @@
 """The backbone's fast paths against its plain ones: order of windows, kept tables, training, compiling."""
 
+import contextlib
 import copy
 import pickle
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -90,6 +92,30 @@ def test_training_keeps_no_attention_weights():
     num_tokens = 4 * 6 * 6
     squares = [shape for shape in kept if shape[-2:] == (num_tokens, num_tokens)]
     assert squares and all(len(shape) == 3 for shape in squares)  # the bias (heads, N, N), whatever number of windows
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_computes_activations_again(monkeypatch, checkpointing):
+    model, video = small_model().train(), clips(2, 6, 40, 36)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    given: list[weakref.ref] = []
+    for module in model.modules():
+        if isinstance(module, video_swin.VideoSwinMLP):
+            module.act.register_forward_hook(lambda _, arguments, output: given.append(weakref.ref(output)))
+    found = []
+    for forgets in (True, False):
+        if not forgets:
+            monkeypatch.setattr(video_swin, "computed_again", lambda *_: contextlib.nullcontext())
+        given.clear()
+        model.zero_grad()
+        output = model(video).last_hidden_state
+        assert len(given) == 4
+        assert sum(each() is not None for each in given) == (0 if forgets or checkpointing else 4)
+        output.square().mean().backward()
+        found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name])
 
 
 def test_paths_are_dropped_for_whole_clips(monkeypatch):

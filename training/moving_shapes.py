@@ -11,8 +11,8 @@ No single frame says which way a shape is going, whether it is growing or shrink
 shape that grows or shrinks was at the start. `Content` holds what a caption says, `wordings` says it in several ways,
 and `content` reads any of these ways back, so that captions are compared by what they say and not by how.
 
-The test split consists of combinations of colour, shape and first action that the other two never show (`held_out`);
-these show each colour with each shape, each shape with each action, and each action with each colour.
+The test split consists of contents that the other two never show (`held_out`), though they show any three parts of
+each together.
 
 A second world, "tiles", has other colours, shapes and words for the same events: for transfer between datasets.
 
@@ -36,8 +36,8 @@ NUM_FRAMES, FRAME_SIZE, FRAMES_PER_SECOND = 24, 64, 12
 
 COLOURS = {
     "red": (225, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (50, 80, 235),
+    "green": (50, 205, 70),
+    "blue": (60, 105, 250),
     "yellow": (240, 220, 50),
     "purple": (190, 50, 200),
     "white": (240, 240, 240),
@@ -79,7 +79,7 @@ _TEMPLATES = {
     ),
 }
 # How often each kind of clip is drawn.
-KINDS = {"solo": 0.35, "sequence": 0.4, "passage": 0.25}
+KINDS = {"solo": 0.4, "sequence": 0.4, "passage": 0.2}
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,18 @@ def all_contents(world: str = "shapes") -> list[Content]:
 
 
 def held_out(content: Content) -> bool:
-    """Whether only the test split may show `content`: a sixth of all triples of colour, shape and first action, so
-    chosen that training shows every pair of the three."""
+    """Whether only the test split may show `content`: an eighth of all, so chosen that training shows any three of its
+    parts (colour, shape, size, first action; second action, or relation and wall) together in a clip of its kind."""
     world = content.world
-    names: tuple[Iterable[str], ...] = (world.colours, world.shapes, world.actions)
-    triple = (content.colour, content.shape, content.actions[0])
-    return sum(list(each).index(name) for each, name in zip(names, triple, strict=True)) % len(world.colours) == 0
+    parts: list[tuple[Iterable[str], str | None]] = [
+        (world.colours, content.colour),
+        (world.shapes, content.shape),
+        (world.sizes, content.size),
+        *((world.actions, action) for action in content.actions),
+        (world.relations, content.relation),
+        (world.colours, content.wall),
+    ]
+    return sum(list(names).index(name) for names, name in parts if name is not None) % 8 == 0
 
 
 # ---------------------------------------------------------------------------------------------------- content <-> words
@@ -262,8 +268,8 @@ def render(content: Content, rng: np.random.Generator) -> np.ndarray:
     # positions; here every place and moment looks a little different, which a small model learns order from.
     light: np.ndarray = np.zeros((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.float32)
     light += rng.uniform(10, 20) + np.linspace(0, 70, NUM_FRAMES)[:, None, None, None] * np.array([1, 0, 0])
-    light[..., 1] += np.linspace(0, 90, FRAME_SIZE)[:, None]
-    light[..., 2] += np.linspace(0, 90, FRAME_SIZE)
+    light[..., 1] += np.linspace(0, 75, FRAME_SIZE)[:, None]
+    light[..., 2] += np.linspace(0, 75, FRAME_SIZE)
     frames = light + rng.normal(0, 2, (FRAME_SIZE, FRAME_SIZE, 1)).astype(np.float32)
     if content.kind == "passage":
         layers = _passage(content, rng)
@@ -278,7 +284,7 @@ def render(content: Content, rng: np.random.Generator) -> np.ndarray:
 def _act_out(content: Content, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """x, y and radius in pixels, and visibility, of one shape over the frames."""
     turn = int(rng.integers(11, 14)) if len(content.actions) == 2 else NUM_FRAMES
-    size = (7.5 if content.size == "small" else 13.5) * rng.uniform(0.94, 1.06)
+    size = (9 if content.size == "small" else 15) * rng.uniform(0.95, 1.05)
     parts: list[np.ndarray] = []
     for action, length in zip(content.actions, (turn, NUM_FRAMES - turn), strict=False):
         x, y, radius = parts[-1][:3, -1] if parts else (0.0, 0.0, size)
@@ -298,9 +304,9 @@ def _act(action: str, u: np.ndarray, x: float, y: float, radius: float, rng: np.
         case "up" | "down":
             path[1] += distance * u * (1 if action == "down" else -1)
         case "grow" | "shrink":
-            path[2] *= 1.7 ** (u if action == "grow" else -u)
+            path[2] *= 1.65 ** (u if action == "grow" else -u)
         case "blink":
-            path[3] = np.cos(4 * np.pi * u) > -0.2
+            path[3] = np.cos(4 * np.pi * u) > 0
         case "bounce":
             path[1] -= 0.6 * distance * np.abs(np.sin(2 * np.pi * u))
     return path
@@ -314,14 +320,14 @@ def _place(path: np.ndarray, radius: np.ndarray, rng: np.random.Generator) -> np
 
 def _passage(content: Content, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
     """The passing shape and the wall, the farther one first."""
-    u = np.clip(np.linspace(-1, 1, NUM_FRAMES) * rng.uniform(1.0, 1.25), -1, 1)
-    along = FRAME_SIZE / 2 + u * rng.uniform(22, 23) * (1 if content.actions[0] in ("right", "down") else -1)
+    u = np.clip(np.linspace(-1, 1, NUM_FRAMES) * rng.uniform(1.0, 1.1), -1, 1)
+    along = FRAME_SIZE / 2 + u * rng.uniform(21.5, 22.5) * (1 if content.actions[0] in ("right", "down") else -1)
     across = np.full(NUM_FRAMES, rng.uniform(12, FRAME_SIZE - 12))
     upright = content.actions[0] in ("left", "right")
     x, y = (along, across) if upright else (across, along)
-    shape = _draw_shape(content.shape, x, y, np.full(NUM_FRAMES, rng.uniform(7.2, 8)), np.ones(NUM_FRAMES))
+    shape = _draw_shape(content.shape, x, y, np.full(NUM_FRAMES, rng.uniform(9, 9.5)), np.ones(NUM_FRAMES))
     from_middle = np.abs(np.arange(FRAME_SIZE) + 0.5 - FRAME_SIZE / 2 - rng.uniform(-1, 1))
-    wall = np.clip(rng.uniform(12, 13.5) + 0.5 - from_middle, 0, 1).astype(np.float32)
+    wall = np.clip(rng.uniform(10.5, 11.5) + 0.5 - from_middle, 0, 1).astype(np.float32)
     wall = np.broadcast_to(wall if upright else wall[:, None], shape.shape)
     layers = [(content.colour, shape), (str(content.wall), wall)]
     return layers if content.relation == "behind" else layers[::-1]

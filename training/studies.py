@@ -187,8 +187,9 @@ STUDIES = (
     Study(
         name="objectives",
         title="Masked LM against causal LM",
-        about="Full attention, 16 frames, equal steps and captions: SwinBERT's objective predicts half of the words,"
-        " GIT's all. Their losses are not of the same words, and are not compared. The paper has no such comparison.",
+        about="Full attention, 16 frames, equal steps and captions: SwinBERT's objective predicts three quarters of the"
+        " words, GIT's all. Their losses are not of the same words, and are not compared. The paper has no such"
+        " comparison.",
         rows={"masked LM": "full-16-frames", "causal LM": "causal"},
         compare_loss=False,
     ),

@@ -6,6 +6,7 @@ clips, in the order in which the windows of a block hold them: shift and partiti
 everything else works on neighbours.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -14,7 +15,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,52 +223,95 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return not torch.compiler.is_compiling() and type(tensor) is torch.Tensor
 
 
+def computed_again(
+    result: torch.Tensor, compute: Callable[[], torch.Tensor]
+) -> contextlib.AbstractContextManager[None]:
+    """What runs within reads `result`, yet does not keep it for backward, which computes it again: for results that are
+    cheap and large."""
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
+        is_result = tensor.data_ptr() == result_at and tensor.numel() == num_elements and tensor.is_contiguous()
+        shape = tensor.shape
+        return (lambda: compute().view(shape)) if is_result else tensor
+
+    def unpack(packed: torch.Tensor | Callable[[], torch.Tensor]) -> torch.Tensor:
+        return packed if isinstance(packed, torch.Tensor) else packed()
+
+    if not (torch.is_grad_enabled() and result.requires_grad and is_plain(result)):
+        return contextlib.nullcontext()
+    result_at, num_elements = result.data_ptr(), result.numel()
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
 class BiasedAttention(torch.autograd.Function):
     """
-    softmax(q k' scaling + bias) v on a CPU, with a gradient for the bias too. The library's fused kernel has none and
-    would keep the weights of all windows; here backward computes them again, some at a time.
+    softmax(q k' scaling + bias + mask) v on a CPU, with a gradient for the bias too. The library's fused kernel has
+    none and would keep the weights of all windows; here backward computes them again, some at a time.
     """
 
     @staticmethod
-    def forward(qkv: torch.Tensor, bias: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(windows, N, 3, heads, D), (heads, N, N) -> (windows, N, heads, D), logs of sums (windows, heads, N)."""
-        query, key, value = (states.transpose(1, 2) for states in qkv.unbind(2))
-        output, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=bias.unsqueeze(0), scale=scaling
-        )
-        return output.transpose(1, 2), log_sums
+    def forward(
+        qkv: torch.Tensor, bias: torch.Tensor, scaling: float, groups: tuple[tuple[torch.Tensor | None, int], ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        (windows, N, 3, heads, D), (heads, N, N), and of windows that follow each other the mask, (N, N) or `None`, and
+        their number -> (windows, N, heads, D), logs of sums (windows, heads, N).
+        """
+        windows, num_tokens, _, heads, dim = qkv.shape
+        output = qkv.new_empty(windows, num_tokens, heads, dim)
+        log_sums = qkv.new_empty(windows, heads, num_tokens)
+        for mask, some in _slices(groups):
+            query, key, value = qkv[some].permute(2, 0, 3, 1, 4)
+            context, log_sums[some] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, 0.0, False, attn_mask=(bias if mask is None else bias + mask)[None], scale=scaling
+            )
+            output[some] = context.transpose(1, 2)
+        return output, log_sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        qkv, bias, ctx.scaling = inputs
+        qkv, bias, ctx.scaling, ctx.groups = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(qkv, bias, *output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         qkv, bias, output, log_sums = ctx.saved_tensors
-        windows, num_tokens, _, heads, _ = qkv.shape
+        num_tokens, heads = bias.shape[-1], bias.shape[0]
         grad_qkv = torch.empty_like(qkv)
         grad_bias = torch.zeros_like(bias)
         of_heads = max(1, _SCORES_AT_ONCE // num_tokens**2)
         of_windows = max(1, of_heads // heads)
-        for first, start in itertools.product(range(0, windows, of_windows), range(0, heads, of_heads)):
-            some, part = slice(first, first + of_windows), slice(start, start + of_heads)
-            # Each (some windows, some heads, N, D).
-            query, key, value = qkv[some, :, :, part].permute(2, 0, 3, 1, 4)
-            of_query, of_key, of_value = grad_qkv[some, :, :, part].permute(2, 0, 3, 1, 4)
-            of_output = grad_output[some, :, part].transpose(1, 2)
-            weights = (query @ key.transpose(-1, -2)).mul_(ctx.scaling).add_(bias[part])
-            weights.sub_(log_sums[some, part, :, None]).exp_()
-            # Gradients of softmax: P * (dP - sum of P * dP over a row), where that sum is dO . O.
-            shift = (of_output * output[some, :, part].transpose(1, 2)).sum(-1, keepdim=True)
-            of_scores = (of_output @ value.transpose(-1, -2)).sub_(shift).mul_(weights)
-            grad_bias[part] += of_scores.sum(0)
-            of_query.copy_(of_scores @ key).mul_(ctx.scaling)
-            of_key.copy_(of_scores.transpose(-1, -2) @ query).mul_(ctx.scaling)
-            of_value.copy_(weights.transpose(-1, -2) @ of_output)
-        return grad_qkv, grad_bias, None
+        for mask, group in _slices(ctx.groups):
+            for first, start in itertools.product(
+                range(group.start, group.stop, of_windows), range(0, heads, of_heads)
+            ):
+                some, part = slice(first, min(first + of_windows, group.stop)), slice(start, start + of_heads)
+                # Each (some windows, some heads, N, D).
+                query, key, value = qkv[some, :, :, part].permute(2, 0, 3, 1, 4)
+                of_query, of_key, of_value = grad_qkv[some, :, :, part].permute(2, 0, 3, 1, 4)
+                of_output = grad_output[some, :, part].transpose(1, 2)
+                weights = (query @ key.transpose(-1, -2)).mul_(ctx.scaling).add_(bias[part])
+                if mask is not None:
+                    weights.add_(mask)
+                weights.sub_(log_sums[some, part, :, None]).exp_()
+                # Gradients of softmax: P * (dP - sum of P * dP over a row), where that sum is dO . O.
+                shift = (of_output * output[some, :, part].transpose(1, 2)).sum(-1, keepdim=True)
+                of_scores = (of_output @ value.transpose(-1, -2)).sub_(shift).mul_(weights)
+                grad_bias[part] += of_scores.sum(0)
+                of_query.copy_(of_scores @ key).mul_(ctx.scaling)
+                of_key.copy_(of_scores.transpose(-1, -2) @ query).mul_(ctx.scaling)
+                of_value.copy_(weights.transpose(-1, -2) @ of_output)
+        return grad_qkv, grad_bias, None, None
+
+
+def _slices(groups: Iterable[tuple[torch.Tensor | None, int]]) -> Iterator[tuple[torch.Tensor | None, slice]]:
+    """Each group's mask, and where its windows are."""
+    start = 0
+    for mask, count in groups:
+        yield mask, slice(start, start + count)
+        start += count
 
 
 def eager_attention_forward(
@@ -369,6 +413,10 @@ class VideoSwinWindowAttention(nn.Module):
             context, weights = self.attend(windows, bias + plan.masks.to(bias.dtype).unsqueeze(1))
             context = context.view(-1, plan.num_tokens, dim).index_select(0, inverse_permutation(plan.rank))
             hidden_states = context.flatten(0, 1)
+        elif self._learns_bias_fused(qkv, bias):
+            windows = qkv.view(-1, plan.num_tokens, 3, self.num_heads, self.head_dim)
+            groups = tuple((mask, plan.batch * count) for mask, count in plan.groups)
+            hidden_states = BiasedAttention.apply(windows, bias, self.scaling, groups)[0].view(-1, dim)
         else:
             masks, counts = zip(*plan.groups, strict=True)
             # (windows of a clip, B * N, 3 C), cut into those of one mask
@@ -389,28 +437,27 @@ class VideoSwinWindowAttention(nn.Module):
         (windows * N, C), and weights if the attention computes them.
         """
         qkv = qkv.view(-1, bias.shape[-1], 3, self.num_heads, self.head_dim)
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        weights = None
-        if self._learns_bias_fused(qkv, bias, dropout):
-            output, _ = BiasedAttention.apply(qkv, bias[0], self.scaling)
-        else:
-            attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention_forward
-            )
-            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-            output, weights = attention_interface(self, query, key, value, bias, scaling=self.scaling, dropout=dropout)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self, query, key, value, bias, scaling=self.scaling, dropout=self._dropout()
+        )
         return output.flatten(2).flatten(0, 1), weights
 
-    def _learns_bias_fused(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> bool:
+    def _dropout(self) -> float:
+        return self.config.attention_probs_dropout_prob if self.training else 0.0
+
+    def _learns_bias_fused(self, qkv: torch.Tensor, bias: torch.Tensor) -> bool:
         """Whether [`BiasedAttention`] can train this, and weights would take more memory than queries, keys, values."""
         return (
-            bias.shape[0] == 1
-            and bias.shape[-1] > 3 * self.head_dim
+            bias.shape[-1] > 3 * self.head_dim
             and self.config._attn_implementation == "sdpa"
             and bias.requires_grad
             and qkv.device.type == "cpu"
             and qkv.dtype == bias.dtype == torch.float32
-            and not dropout
+            and not self._dropout()
             and is_plain(qkv)
         )
 
@@ -423,8 +470,13 @@ class VideoSwinMLP(nn.Module):
         self.fc2 = nn.Linear(int(dim * config.mlp_ratio), dim)
         self.drop = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(hidden_states)))))
+    def forward(self, hidden_states: torch.Tensor, keep_all: bool = True) -> torch.Tensor:
+        """`keep_all`: for backward, whether what the activation function gives is kept, or computed again."""
+        inner = self.fc1(hidden_states)
+        active = self.act(inner)
+        dropped = self.drop(active)
+        with contextlib.nullcontext() if keep_all else computed_again(active, lambda: self.act(inner)):
+            return self.drop(self.fc2(dropped))
 
 
 class VideoSwinBlock(GradientCheckpointingLayer):
@@ -442,7 +494,8 @@ class VideoSwinBlock(GradientCheckpointingLayer):
         """(R, C) rows of the plan -> the same shape, and attention weights on request."""
         attended, weights = self.attn(self.norm1(hidden_states), plan, output_attentions)
         hidden_states = hidden_states + drop_path(attended, self.drop_path_rate, self.training, plan)
-        mixed = self.mlp(self.norm2(hidden_states))
+        # Checkpointing has hooks of its own, which these would take the place of.
+        mixed = self.mlp(self.norm2(hidden_states), keep_all=self.gradient_checkpointing)
         return hidden_states + drop_path(mixed, self.drop_path_rate, self.training, plan), weights
 
 
