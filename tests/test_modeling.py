@@ -357,6 +357,10 @@ def test_saved_model_loads_equal(tmp_path):
             "pixel_values_videos",
         ),
         (lambda model, batch: model(input_ids=torch.zeros(1, 600, dtype=torch.long)), "600 tokens"),
+        (
+            lambda model, batch: model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values_videos"]),
+            "`pixel_values` would not be read",
+        ),
     ],
 )
 def test_wrong_input_says_what_to_do(call, message):

@@ -681,7 +681,7 @@ class SwinBertModel(SwinBertPreTrainedModel):
             num_masks (`int`, defaults to 0): how many `[MASK]` tokens (K) to append after the text, the last of them
                 one position after the last token, each seen by itself alone.
         """
-        self._validate_input(input_ids, inputs_embeds, pixel_values_videos, video_key_values, context_ids)
+        self._validate_input(input_ids, inputs_embeds, pixel_values_videos, video_key_values, context_ids, kwargs)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -747,7 +747,13 @@ class SwinBertModel(SwinBertPreTrainedModel):
             attentions=tuple(all_attentions) if output_attentions else None,
         )
 
-    def _validate_input(self, input_ids, inputs_embeds, pixel_values_videos, video_key_values, context_ids):
+    def _validate_input(self, input_ids, inputs_embeds, pixel_values_videos, video_key_values, context_ids, others):
+        # Arguments without a use are accepted, as everywhere in the library; but no clip may get lost.
+        if lost := [name for name in ("pixel_values", "video_features") if others.get(name) is not None]:
+            raise ValueError(
+                f"`{lost[0]}` would not be read: pass pixels as `pixel_values_videos`, or what `encode_video` made of"
+                " them as `video_key_values`."
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
                 "Pass either `input_ids` or `inputs_embeds`: the forward pass predicts tokens of a text. To caption a"

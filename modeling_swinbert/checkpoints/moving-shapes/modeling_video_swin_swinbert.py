@@ -278,31 +278,26 @@ class BiasedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         qkv, bias, output, log_sums = ctx.saved_tensors
-        num_tokens, heads = bias.shape[-1], bias.shape[0]
+        heads, num_tokens = bias.shape[:2]
         grad_qkv = torch.empty_like(qkv)
         grad_bias = torch.zeros_like(bias)
-        of_heads = max(1, _SCORES_AT_ONCE // num_tokens**2)
-        of_windows = max(1, of_heads // heads)
-        for mask, group in _slices(ctx.groups):
-            for first, start in itertools.product(
-                range(group.start, group.stop, of_windows), range(0, heads, of_heads)
-            ):
-                some, part = slice(first, min(first + of_windows, group.stop)), slice(start, start + of_heads)
-                # Each (some windows, some heads, N, D).
-                query, key, value = qkv[some, :, :, part].permute(2, 0, 3, 1, 4)
-                of_query, of_key, of_value = grad_qkv[some, :, :, part].permute(2, 0, 3, 1, 4)
-                of_output = grad_output[some, :, part].transpose(1, 2)
-                weights = (query @ key.transpose(-1, -2)).mul_(ctx.scaling).add_(bias[part])
-                if mask is not None:
-                    weights.add_(mask)
-                weights.sub_(log_sums[some, part, :, None]).exp_()
+        at_once = max(1, _SCORES_AT_ONCE // num_tokens**2)
+        for (mask, group), head in itertools.product(_slices(ctx.groups), range(heads)):
+            added = bias[head] if mask is None else bias[head] + mask
+            for first in range(group.start, group.stop, at_once):
+                some = slice(first, min(first + at_once, group.stop))
+                query, key, value = qkv[some, :, :, head].unbind(2)  # (some windows, N, D)
+                of_query, of_key, of_value = grad_qkv[some, :, :, head].unbind(2)
+                of_output = grad_output[some, :, head]
+                weights = torch.baddbmm(added, query, key.transpose(1, 2), alpha=ctx.scaling)
+                weights.sub_(log_sums[some, head, :, None]).exp_()
                 # Gradients of softmax: P * (dP - sum of P * dP over a row), where that sum is dO . O.
-                shift = (of_output * output[some, :, part].transpose(1, 2)).sum(-1, keepdim=True)
-                of_scores = (of_output @ value.transpose(-1, -2)).sub_(shift).mul_(weights)
-                grad_bias[part] += of_scores.sum(0)
-                of_query.copy_(of_scores @ key).mul_(ctx.scaling)
-                of_key.copy_(of_scores.transpose(-1, -2) @ query).mul_(ctx.scaling)
-                of_value.copy_(weights.transpose(-1, -2) @ of_output)
+                shift = (of_output * output[some, :, head]).sum(-1, keepdim=True)
+                of_scores = torch.bmm(of_output, value.transpose(1, 2)).sub_(shift).mul_(weights)
+                grad_bias[head] += of_scores.sum(0)
+                of_query.copy_(torch.bmm(of_scores, key)).mul_(ctx.scaling)
+                of_key.copy_(torch.bmm(of_scores.transpose(1, 2), query)).mul_(ctx.scaling)
+                of_value.copy_(torch.bmm(weights.transpose(1, 2), of_output))
         return grad_qkv, grad_bias, None, None
 
 
