@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 # What was released for Video Swin (arXiv:2106.13230, table of variants): one line each.
 _VIDEO_SWIN_PRESETS: dict[str, dict[str, Any]] = {
@@ -177,7 +177,7 @@ class SwinBertConfig(PreTrainedConfig):
     """
 
     model_type = "swinbert"
-    sub_configs_defaults = {"vision_config": VideoSwinConfig}
+    sub_configs_defaults = {"vision_config": SubConfigSpec(VideoSwinConfig)}
     keys_to_ignore_at_inference = ["past_key_values", "video_key_values", "caption_loss", "sparsity_loss"]
 
     vision_config: dict | PreTrainedConfig | None = None

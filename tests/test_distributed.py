@@ -204,7 +204,7 @@ def test_every_parameter_gets_a_gradient(shapes, tmp_path, objective, sparse_mas
 def test_checkpointed_gradients_are_the_same_and_bf16_runs(shapes, tmp_path):
     gradients = []
     common = {"max_steps": 1, "eval_split": "none", "eval_strategy": "no"}
-    for changes in ({}, {"activation_checkpointing": True}, {"activation_checkpointing": True, "bf16": True}):
+    for changes in ({}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "bf16": True}):
         output = tmp_path / str(len(gradients))
         trainer = train.build_trainer(tiny_run.arguments(shapes, output, **common, **changes))
         kept = []

@@ -326,7 +326,7 @@ def test_checkpointing_keeps_gradients(form, use_reentrant):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
             model.enable_input_require_grads()
         model.zero_grad()
         model(**batch, labels=batch["input_ids"]).loss.backward()

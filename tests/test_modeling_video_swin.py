@@ -83,7 +83,7 @@ def test_checkpointing_keeps_gradients(use_reentrant):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         model.zero_grad()
         model(video).last_hidden_state.square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])

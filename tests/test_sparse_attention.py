@@ -102,7 +102,7 @@ def test_gradients_equal_those_of_dense_attention(blocks_cost_nothing, path, che
     for each in (model, expected):
         each.train()
         if checkpointing is not None:
-            each.activation_checkpointing_enable({"use_reentrant": checkpointing})
+            each.gradient_checkpointing_enable({"use_reentrant": checkpointing})
             each.enable_input_require_grads()
         each(**batch, labels=batch["input_ids"]).caption_loss.backward()
         gradients.append({name: p.grad for name, p in each.named_parameters()})
