@@ -230,9 +230,12 @@ def computed_again(
     cheap and large."""
 
     def pack(tensor: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
-        is_result = tensor.data_ptr() == result_at and tensor.numel() == num_elements and tensor.is_contiguous()
+        # Sharded and quantised weights are saved too, and may have no address.
+        is_result = type(tensor) is torch.Tensor and tensor.numel() == num_elements and tensor.data_ptr() == result_at
+        if not (is_result and tensor.is_contiguous()):
+            return tensor
         shape = tensor.shape
-        return (lambda: compute().view(shape)) if is_result else tensor
+        return lambda: compute().view(shape)
 
     def unpack(packed: torch.Tensor | Callable[[], torch.Tensor]) -> torch.Tensor:
         return packed if isinstance(packed, torch.Tensor) else packed()

@@ -177,7 +177,6 @@ class ClipDataset(_Clips, torch.utils.data.Dataset):
         super().__init__(clips, video_processor, max_shift, seed, frame_cache, skip_unreadable)
         self._keep_frames = keep_frames
         self._kept: np.ndarray | None = None
-        self._is_kept: np.ndarray | None = None
         if keep_frames:
             if frame_cache is not None:
                 raise ValueError("Frames are kept in memory (`keep_frames`) or on disk (`frame_cache`): choose one.")
@@ -185,7 +184,7 @@ class ClipDataset(_Clips, torch.utils.data.Dataset):
             # Deleted by the system once no process maps them.
             with tempfile.TemporaryFile() as frames, tempfile.TemporaryFile() as flags:
                 self._kept = np.memmap(frames, dtype=np.uint8, mode="w+", shape=shape)
-                self._is_kept = np.memmap(flags, dtype=np.bool_, mode="w+", shape=shape[:1])
+                self._is_kept: np.ndarray = np.memmap(flags, dtype=np.bool_, mode="w+", shape=shape[:1])
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -205,18 +204,19 @@ class ClipDataset(_Clips, torch.utils.data.Dataset):
     def _frames(self, clip: dict[str, Any], index: int) -> np.ndarray:
         if not self._keep_frames:
             return super()._frames(clip, index)
-        if self._kept is None or self._is_kept is None:  # before it is known how large they are
-            return sampled_frames(self.video_processor, clip)
-        if not self._is_kept[index]:
-            frames = sampled_frames(self.video_processor, clip)
-            if frames.shape != self._kept.shape[1:]:
-                raise ValueError(
-                    f"Clip {index} has frames {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of"
-                    " several sizes cannot be kept, set `keep_frames` to false."
-                )
-            self._kept[index] = frames
-            self._is_kept[index] = True
-        return self._kept[index]
+        if self._kept is not None and self._is_kept[index]:
+            return self._kept[index]
+        frames = sampled_frames(self.video_processor, clip)
+        if self._kept is None:  # it is not known yet how large they are
+            return frames
+        if frames.shape != self._kept.shape[1:]:
+            raise ValueError(
+                f"Clip {index} has frames {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of"
+                " several sizes cannot be kept, set `keep_frames` to false."
+            )
+        self._kept[index] = frames
+        self._is_kept[index] = True
+        return frames
 
 
 class ClipStream(_Clips, torch.utils.data.IterableDataset):

@@ -29,9 +29,9 @@ class FrameCache:
     or any file in it, to clear it.
 
     They are those of [`sampled_frames`]; what the processor makes of raw ones is equal, bit by bit, to what it makes of
-    the video. A file is found by all that decides what is in it: the
-    video (path, size and time of change; or its bytes), `start` and `end`, how the processor samples and resizes, the
-    decoder and its version. It appears whole or not at all, whatever process is killed, and a damaged one is made anew.
+    the video. A file is found by all that decides what is in it: the video (path, size and time of change; or its
+    bytes), `start` and `end`, how the processor samples and resizes, the decoder and its version. It appears whole or
+    not at all, whatever process is killed, and a damaged one is made anew.
 
     Args:
         folder: made if it is not there.
