@@ -15,18 +15,22 @@ import torch
 from torch import nn
 from torch.export import Dim
 from transformers import AutoProcessor, DynamicCache
-from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
-from transformers.exporters.base import EXPORT_MANIFEST_FILE
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
-from swinbert.generation_swinbert import SwinBertGenerationMixin
+from swinbert.generation_swinbert import NAME_OF_CACHE, SwinBertGenerationMixin
 from swinbert.modeling_swinbert import (
     KeyValues,
     SwinBertForVideoCaptioning,
     SwinBertPreTrainedModel,
     SwinBertVideoOutput,
 )
+
+try:
+    from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+    from transformers.exporters.base import EXPORT_MANIFEST_FILE
+except ImportError as error:
+    raise ImportError("`swinbert.exporting` needs transformers 5.23 or newer, which needs Python 3.11.") from error
 
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -58,11 +62,11 @@ class _DecodeStep(nn.Module):
             input_ids=input_ids,
             position_ids=position_ids,
             video_key_values=video_key_values,
-            past_key_values=past_key_values,
+            cache=past_key_values,
             use_cache=True,
             predict_next=True,
         )
-        return {"logits": outputs.logits, "past_key_values": outputs.past_key_values}
+        return {"logits": outputs.logits, "past_key_values": outputs.cache}
 
 
 def export_captioner(model_name: str | Path, folder: str | Path, **load: Any) -> None:
@@ -86,7 +90,7 @@ def export_captioner(model_name: str | Path, folder: str | Path, **load: Any) ->
     with torch.no_grad():
         video = model.encode_video(pixels).video_key_values
         tokens = torch.ones(2, 3, dtype=torch.long)
-        cache = model(input_ids=tokens, video_key_values=video, use_cache=True).past_key_values
+        cache = model(input_ids=tokens, video_key_values=video, use_cache=True).cache
     step = {
         "input_ids": torch.ones(2, 1, dtype=torch.long),
         "position_ids": torch.full((2, 1), 3),
@@ -163,6 +167,7 @@ class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
         attention_mask: torch.Tensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         video_key_values: KeyValues | None = None,
+        cache: DynamicCache | None = None,
         past_key_values: DynamicCache | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
@@ -186,13 +191,13 @@ class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
                 (key.repeat_interleave(texts // clips, dim=0), value.repeat_interleave(texts // clips, dim=0))
                 for key, value in video_key_values
             )
-        past = _plain(past_key_values, self.config, texts)
+        past = _plain(cache if cache is not None else past_key_values, self.config, texts)
         if position_ids is None:
             position_ids = torch.full_like(input_ids, past.get_seq_length())
         outputs = self.exported.runners["decode"](
             input_ids=input_ids, position_ids=position_ids, video_key_values=video_key_values, past_key_values=past
         )
-        return CausalLMOutputWithPast(**outputs)
+        return CausalLMOutputWithPast(logits=outputs["logits"], **{NAME_OF_CACHE: outputs["past_key_values"]})
 
 
 def _plain(cache: DynamicCache | None, config: Any, texts: int) -> DynamicCache:

@@ -6,6 +6,7 @@ encoded once; its keys and values stay beside the cache, which holds text alone,
 samples. A causal language model (GIT) speaks the same way without the `[MASK]`.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from transformers.generation import (
     GenerationMixin,
     LogitsProcessorList,
 )
+
+# What `generate` calls the cache: `past_key_values` before transformers 5.24.
+_NAMES_OF_CACHE = ("cache", "past_key_values")
+_PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+NAME_OF_CACHE = next(name for name in _NAMES_OF_CACHE if name in _PREPARED)
 
 
 class LastWordToEOSLogitsProcessor(ForcedEOSTokenLogitsProcessor):
@@ -45,6 +51,7 @@ class SwinBertGenerationMixin(GenerationMixin):
                 `[CLS]` alone. Captions start with the prompt.
             video_key_values (*optional*): of `encode_video`, instead of pixels.
             context_ids, context_attention_mask, context_token_type_ids (*optional*): see `encode_video`.
+            cache (`Cache`, *optional*): of an earlier caption, which `input_ids` holds and this one continues.
             Others: as for any generation; the score of a token is that of the token predicted at its `[MASK]`.
 
         Returns:
@@ -52,6 +59,9 @@ class SwinBertGenerationMixin(GenerationMixin):
         """
         if inputs is not None and inputs.ndim == 5:
             kwargs["pixel_values_videos"], inputs = inputs, None
+        for name in _NAMES_OF_CACHE:
+            if name in kwargs:
+                kwargs[NAME_OF_CACHE] = kwargs.pop(name)
         return super().generate(inputs, *args, **kwargs)
 
     def _maybe_initialize_input_ids_for_generation(self, inputs, bos_token_id, model_kwargs: dict[str, Any]):
@@ -89,11 +99,11 @@ class SwinBertGenerationMixin(GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """The cache of a caption carries its clip, so that a caption can be continued from the cache alone."""
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(NAME_OF_CACHE)
         if model_kwargs.get("video_key_values") is None and given is not None:
             model_kwargs["video_key_values"] = getattr(given, "video_key_values", None)
         prepared = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if (cache := model_kwargs.get("past_key_values")) is not None:
+        if (cache := model_kwargs.get(NAME_OF_CACHE)) is not None:
             cache.video_key_values = model_kwargs.get("video_key_values")
         return prepared
 

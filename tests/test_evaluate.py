@@ -72,7 +72,7 @@ def evaluate(model, dataset, tmp_path):
 
     def run(*arguments, data=dataset, batch_size=2, output=tmp_path / "output"):
         usual = ["--model", model, "--dataset", data, "--output", output, "--device", "cpu", "--num-workers", 0]
-        return command(*usual, "--batch-size", batch_size, *arguments)
+        return command(*usual, "--batch-size", batch_size, "--dtype", "float32", *arguments)
 
     return run
 

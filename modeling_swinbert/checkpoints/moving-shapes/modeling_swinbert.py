@@ -62,12 +62,19 @@ class SwinBertVideoOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+class _CachingOutput(ModelOutput):
+    @property
+    def past_key_values(self) -> Cache | None:
+        """What the `cache` of every output was called before transformers 5.24."""
+        return self.cache
+
+
 @dataclass
-class SwinBertModelOutput(ModelOutput):
+class SwinBertModelOutput(_CachingOutput):
     r"""
     last_hidden_state (`torch.FloatTensor` of shape `(B, L, hidden_size)`):
         Text states of the last layer; with appended `[MASK]` tokens, `(B, L + K, hidden_size)`.
-    past_key_values (`Cache`):
+    cache (`Cache`):
         Keys and values of the text tokens; those of `[MASK]` tokens appended for prediction are never stored.
     video_key_values (`tuple` of `(key, value)` for every layer, each `(V, heads, P, D)`):
         What the text reads of the clips.
@@ -77,14 +84,14 @@ class SwinBertModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     video_key_values: KeyValues | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
-class SwinBertCaptioningOutput(ModelOutput):
+class SwinBertCaptioningOutput(_CachingOutput):
     r"""
     loss (`torch.FloatTensor`): `caption_loss + sparsity_loss_weight * sparsity_loss`, with `labels`.
     caption_loss (`torch.FloatTensor`): mean over the predicted tokens.
@@ -97,7 +104,7 @@ class SwinBertCaptioningOutput(ModelOutput):
     caption_loss: torch.FloatTensor | None = None
     sparsity_loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     video_key_values: KeyValues | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -289,7 +296,7 @@ class SwinBertSelfAttention(nn.Module):
         prefix_key: torch.Tensor | None = None,
         prefix_value: torch.Tensor | None = None,
         prefix_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         num_masks: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -306,9 +313,9 @@ class SwinBertSelfAttention(nn.Module):
         batch, length = hidden_states.shape[:2]
         query = self._heads(self.query(hidden_states)) * self.scaling
         key, value = self.key_values(hidden_states)
-        if past_key_values is not None:
+        if cache is not None:
             tokens = length - num_masks
-            cached_key, cached_value = past_key_values.update(key[:, :, :tokens], value[:, :, :tokens], self.layer_idx)
+            cached_key, cached_value = cache.update(key[:, :, :tokens], value[:, :, :tokens], self.layer_idx)
             key = torch.cat([cached_key, key[:, :, tokens:]], dim=2) if num_masks else cached_key
             value = torch.cat([cached_value, value[:, :, tokens:]], dim=2) if num_masks else cached_value
 
@@ -471,7 +478,7 @@ class SwinBertPreTrainedModel(SafetensorsModel):
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["SwinBertLayer", "VideoSwinBlock"]
-    _skip_keys_device_placement = ["past_key_values", "video_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values", "video_key_values"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -661,6 +668,7 @@ class SwinBertModel(SwinBertPreTrainedModel):
         context_ids: torch.LongTensor | None = None,
         context_attention_mask: torch.Tensor | None = None,
         context_token_type_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         num_masks: int = 0,
@@ -677,7 +685,8 @@ class SwinBertModel(SwinBertPreTrainedModel):
                 multiple of V. Without video the model is a text-only language model.
             video_key_values (*optional*): of an earlier call or of `encode_video`, instead of pixels.
             context_ids, context_attention_mask, context_token_type_ids (`(V, S)`, *optional*): see `encode_video`.
-            past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*): text tokens of earlier calls.
+            cache (`Cache`, *optional*), use_cache (`bool`, *optional*): text tokens of earlier calls.
+            past_key_values: what transformers before 5.24 calls `cache`.
             num_masks (`int`, defaults to 0): how many `[MASK]` tokens (K) to append after the text, the last of them
                 one position after the last token, each seen by itself alone.
         """
@@ -694,24 +703,21 @@ class SwinBertModel(SwinBertPreTrainedModel):
                 pixel_values_videos, context_ids, context_attention_mask, context_token_type_ids
             ).video_key_values
 
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if cache is None:
+            cache = past_key_values
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         batch, length = inputs_embeds.shape[:2]
         packed_position_ids = position_ids  # the mask separates packed texts, whose given positions start again at 0
         if position_ids is None:
-            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past_length = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(length, device=inputs_embeds.device)[None] + past_length
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
         causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=packed_position_ids,
-            allow_is_causal_skip=False,
+            self.config, inputs_embeds, attention_mask, cache, packed_position_ids, allow_is_causal_skip=False
         )
         text_mask = self._text_mask(causal_mask, inputs_embeds.dtype, num_masks)
         prefix_mask = None
@@ -733,7 +739,7 @@ class SwinBertModel(SwinBertPreTrainedModel):
                 prefix_key,
                 prefix_value,
                 prefix_mask=prefix_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 num_masks=num_masks,
             )
             if output_hidden_states:
@@ -741,7 +747,7 @@ class SwinBertModel(SwinBertPreTrainedModel):
             all_attentions.append(weights)
         return SwinBertModelOutput(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values if use_cache else None,
+            cache=cache if use_cache else None,
             video_key_values=video_key_values if use_cache else None,
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
@@ -850,6 +856,7 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
         context_token_type_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         shift_labels: torch.LongTensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         predict_next: bool = False,
@@ -887,7 +894,7 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
             context_ids=context_ids,
             context_attention_mask=context_attention_mask,
             context_token_type_ids=context_token_type_ids,
-            past_key_values=past_key_values,
+            cache=cache if cache is not None else past_key_values,
             use_cache=use_cache,
             num_masks=num_masks,
             return_dict=True,
@@ -917,7 +924,7 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
             caption_loss=caption_loss,
             sparsity_loss=sparsity_loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             video_key_values=outputs.video_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
