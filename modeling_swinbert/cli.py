@@ -284,16 +284,11 @@ def _device(name: str) -> "torch.device":
 def _torch_dtype(dtype: DType, device: "torch.device") -> "torch.dtype":
     import torch
 
+    from swinbert.quantization import computes_in_bfloat16
+
     if dtype is not DType.auto:
         return getattr(torch, dtype.value)
-    if device.type == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Without these instructions a CPU emulates bfloat16, several times slower than float32.
-        has_bfloat16 = device.type == "cpu" and (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
 
 
 @app.command()

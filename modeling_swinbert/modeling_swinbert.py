@@ -31,6 +31,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_swinbert import SwinBertConfig
 from .generation_swinbert import SwinBertGenerationMixin
 from .modeling_video_swin_swinbert import SafetensorsModel, VideoSwinModel, eager_attention_forward
+from .onednn_swinbert import fast_linear
 from .sparse_attention_swinbert import AttentionPlan, plan_attention, planned_attention, score_range
 
 KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
@@ -247,6 +248,7 @@ class SwinBertProjector(nn.Module):
         self.linear_2 = nn.Linear(config.projection_dim, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    @fast_linear
     def forward(self, video_features: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.linear_2(self.linear_1(video_features)))
 
@@ -419,6 +421,7 @@ class SwinBertLayer(GradientCheckpointingLayer):
         self.intermediate = SwinBertIntermediate(config)
         self.output = SwinBertSelfOutput(config, config.intermediate_size)
 
+    @fast_linear
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -467,6 +470,7 @@ class SwinBertLMHead(nn.Module):
         self.transform = SwinBertPredictionTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
+    @fast_linear
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.transform(hidden_states))
 

@@ -33,6 +33,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_swinbert import VideoSwinConfig
+from .onednn_swinbert import fast_linear
 
 # Added to the score of two tokens that the cyclic shift brought into one window from different ends of the clip.
 _SHIFT_PENALTY = -100.0
@@ -486,6 +487,7 @@ class VideoSwinBlock(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.mlp = VideoSwinMLP(config, dim)
 
+    @fast_linear
     def forward(
         self, hidden_states: torch.Tensor, plan: WindowPlan, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -505,6 +507,7 @@ class VideoSwinPatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim, eps=config.layer_norm_eps)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
+    @fast_linear
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, H, W, C) -> (B, T, ceil(H / 2), ceil(W / 2), 2 C)."""
         height, width = hidden_states.shape[2:4]

@@ -45,6 +45,13 @@ def has_vnni() -> bool:
     return torch.cpu._is_vnni_supported()
 
 
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware does; without it a CPU emulates bfloat16, several times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def quantize_linear(model: nn.Module, skip: Sequence[str] = ()) -> nn.Module:
     """
     Puts layers in eight bits into the place of a model's linear ones, for inference on a CPU.

@@ -96,11 +96,11 @@ def test_the_machine_has_no_name():
     assert torch.__version__.split("+")[0] in about and '"threads"' in about
 
 
-def test_a_table_compares_round_by_round():
+def test_a_table_compares_round_by_round_and_item_by_item():
     slow = measurement.Row("slow", [2.0, 20.0, 2.0], flop=4_000_000_000)
     fast = measurement.Row("fast", [1.0, 10.0, 0.5], peak_bytes=3 << 20, items=4)
     text = report.markdown(suite.Table("A race", [slow, fast], "slow"), peak=4e9)
-    assert "| fast | 1 | 0.5-10 | 4 | 2.00 |" in text and "| 50% |" in text and "3 MiB" in text
+    assert "| fast | 1 | 0.5-10 | 4 | 8.00 |" in text and "| 50% |" in text and "3 MiB" in text
 
 
 def test_all_parts(tmp_path, monkeypatch):

@@ -250,7 +250,8 @@ class _Progress:
 
     def _left(self, done: float) -> str:
         """Of the estimated work, at the speed so far."""
-        rest, here, seconds = sum(self.all.values()) - done, done - self.at_start, time.monotonic() - self.began
+        rest, here = max(0.0, sum(self.all.values()) - done), done - self.at_start
+        seconds = time.monotonic() - self.began
         left = rest * seconds / here if here > 0 and seconds > 60 else rest / self.num_cores
         return f"about {int(left // 3600)}:{int(left // 60) % 60:02d} h"
 

@@ -82,6 +82,10 @@ def original_bias(values: torch.Tensor, length: int, dtype: torch.dtype) -> torc
     return ((1.0 - seen) * -10000.0).to(dtype)
 
 
+def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    return F.linear(states, layer.weight, layer.bias)
+
+
 def _naive_attention(attention: nn.Module, hidden: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
     """(B, L + N, hidden_size) -> the same; scores, their softmax and the permuted copies are all made in memory."""
     batch, length, size = hidden.shape
@@ -89,7 +93,7 @@ def _naive_attention(attention: nn.Module, hidden: torch.Tensor, bias: torch.Ten
     def split(states: torch.Tensor) -> torch.Tensor:
         return states.view(batch, length, attention.num_heads, -1).permute(0, 2, 1, 3)
 
-    query, key, value = (split(linear(hidden)) for linear in (attention.query, attention.key, attention.value))
+    query, key, value = (split(_linear(layer, hidden)) for layer in (attention.query, attention.key, attention.value))
     scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])
     weights = F.dropout(F.softmax(scores + bias, dim=-1), dropout)
     return torch.matmul(weights, value).permute(0, 2, 1, 3).contiguous().view(batch, length, size)
@@ -106,15 +110,17 @@ def original_logits(
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
     text = core.embeddings.word_embeddings(ids) + core.embeddings.position_embeddings(positions)
     text = core.embeddings.LayerNorm(text + core.embeddings.token_type_embeddings(torch.zeros_like(positions)))
-    video = core.projector.linear_2(core.projector.linear_1(features))
+    video = _linear(core.projector.linear_2, _linear(core.projector.linear_1, features))
     hidden = F.dropout(torch.cat([text, video], dim=1), hidden_dropout)
     for layer in core.encoder.layer:
         context = _naive_attention(layer.attention.self, hidden, bias, attention_dropout)
-        output = F.dropout(layer.attention.output.dense(context), hidden_dropout)
+        output = F.dropout(_linear(layer.attention.output.dense, context), hidden_dropout)
         hidden = layer.attention.output.LayerNorm(output + hidden)
-        inner = F.gelu(layer.intermediate.dense(hidden))
-        hidden = layer.output.LayerNorm(F.dropout(layer.output.dense(inner), hidden_dropout) + hidden)
-    return model.lm_head(hidden[:, : ids.shape[1]])
+        inner = F.gelu(_linear(layer.intermediate.dense, hidden))
+        hidden = layer.output.LayerNorm(F.dropout(_linear(layer.output.dense, inner), hidden_dropout) + hidden)
+    transform = model.lm_head.transform
+    hidden = transform.LayerNorm(F.gelu(_linear(transform.dense, hidden[:, : ids.shape[1]])))
+    return _linear(model.lm_head.decoder, hidden)
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from .suite import Table
 
 def markdown(table: Table, peak: float) -> str:
     """
-    A table: median seconds and their range, ratio to the baseline (median over rounds), and what else was measured.
+    A table: median seconds and their range, ratio to the baseline (for each item, median over rounds), and what else
+    was measured.
 
     Args:
         peak: FLOP a second of the machine's matrix product.
@@ -38,7 +39,8 @@ def markdown(table: Table, peak: float) -> str:
 def _ratio(base: Row | None, row: Row) -> str:
     if base is None or not row.seconds:
         return ""
-    return f"{statistics.median(b / r for b, r in zip(base.seconds, row.seconds, strict=True)):.2f}"
+    ratio = statistics.median(b / r for b, r in zip(base.seconds, row.seconds, strict=True))
+    return f"{ratio * row.items / base.items:.2f}"
 
 
 def _line(cells) -> str:

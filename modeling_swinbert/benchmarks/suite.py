@@ -24,7 +24,7 @@ from swinbert.processing import (
     sample_indices,
 )
 from swinbert.processing.pipeline_swinbert import ReadAhead
-from swinbert.quantization import quantize_linear
+from swinbert.quantization import computes_in_bfloat16, quantize_linear
 
 from .measurement import Row, compare, machine, matrix_peak, take_turns
 from .peers import TorchvisionSwin, git_model, original_caption, original_training_step
@@ -159,6 +159,18 @@ class Bench:
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return None
         return quantize_linear(copy.deepcopy(self.model))
+
+    @functools.cached_property
+    def model_in_bfloat16(self) -> SwinBertForVideoCaptioning | None:
+        """The model's copy in bfloat16, where a CPU computes in it."""
+        if self.device.type != "cpu" or self.dtype != torch.float32 or not computes_in_bfloat16(self.device):
+            return None
+        return copy.deepcopy(self.model).to(torch.bfloat16)
+
+    @functools.cached_property
+    def compiled_encoder(self) -> Any:
+        """Where a compiler gains most: on a GPU, between products; else `None`."""
+        return torch.compile(self.model.model.video_encoder) if self.device.type == "cuda" else None
 
     @functools.cached_property
     def backbone(self) -> TorchvisionSwin:
@@ -302,14 +314,21 @@ def stages(bench: Bench) -> list[Table]:
 
 
 def encoder(bench: Bench) -> list[Table]:
-    pixels = bench.pixels()
+    clips = 1 if bench.device.type == "cpu" else 16  # one alone does not fill a GPU
+    pixels = bench.pixels(clips)
     contestants = {"torchvision": lambda: bench.backbone(pixels), "swinbert": lambda: bench.features(pixels)}
+    if (in_bfloat16 := bench.model_in_bfloat16) is not None:
+        contestants["swinbert, bfloat16"] = lambda: in_bfloat16.model.video_encoder(pixels)
     if (in_int8 := bench.model_in_int8) is not None:
         contestants["swinbert, int8"] = lambda: in_int8.model.video_encoder(pixels)
-    rows, _ = bench.compare(contestants)
+    if (compiled := bench.compiled_encoder) is not None:
+        compiled(pixels)
+        contestants["swinbert, compiled"] = lambda: compiled(pixels)
+    rows, _ = bench.compare(contestants, items=clips)
     for row in rows:
         row.flop = rows[0].flop  # the same arithmetic; some fused kernels are not counted
-    return [Table("Video encoder, the same weights", rows, "torchvision")]
+    title = "Video encoder, the same weights" + (f", {clips} clips at once" if clips > 1 else "")
+    return [Table(title, rows, "torchvision")]
 
 
 def words(bench: Bench) -> list[Table]:
@@ -335,6 +354,8 @@ def caption(bench: Bench) -> list[Table]:
         "swinbert": lambda: bench.caption(bench.model, pixels),
         "GIT, 6 frames": lambda: git.generate(pixel_values=pictures, input_ids=start, **bench.generation()),
     }
+    if (in_bfloat16 := bench.model_in_bfloat16) is not None:
+        contestants["swinbert, bfloat16"] = lambda: bench.caption(in_bfloat16, pixels)
     if (in_int8 := bench.model_in_int8) is not None:
         contestants["swinbert, int8"] = lambda: bench.caption(in_int8, pixels)
     rows, captions = bench.compare(contestants)
@@ -412,12 +433,25 @@ def frames(bench: Bench) -> list[Table]:
 
 
 def batch(bench: Bench) -> list[Table]:
-    rows = []
+    one = bench.pixels()
+    baseline = "one clip, original's algorithm"
+    alone = {baseline: lambda: original_caption(bench.model, bench.backbone(one), bench.size.words)}
+    rows, _ = bench.compare(alone)
     for number in bench.size.batches:
         pixels = bench.pixels(batch=number)
-        caption_all = functools.partial(bench.caption, bench.model, pixels)
-        rows += bench.compare({f"{number} clips": caption_all}, items=number)[0]
-    return [Table("Pixels to captions by size of the batch", rows)]
+        name = "one clip" if number == 1 else f"{number} clips"
+        contestants = {name: functools.partial(bench.caption, bench.model, pixels)}
+        if bench.compiled_encoder is not None:
+            contestants[f"{name}, compiled"] = functools.partial(_caption_compiled, bench, pixels)
+            _caption_compiled(bench, pixels)
+        rows += bench.compare(contestants, items=number)[0]
+    return [Table("Pixels to captions by size of the batch, each clip", rows, baseline)]
+
+
+def _caption_compiled(bench: Bench, pixels: torch.Tensor) -> torch.Tensor:
+    """Encoder and step of decoding, each as a compiled graph."""
+    key_values = bench.prefill(bench.compiled_encoder(pixels).last_hidden_state)
+    return bench.model.generate(video_key_values=key_values, cache_implementation="static", **bench.generation())
 
 
 def training(bench: Bench) -> list[Table]:
