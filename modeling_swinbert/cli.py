@@ -55,6 +55,13 @@ class DType(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class CaptionDType(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
 @app.command()
 def caption(
     clips: Annotated[
@@ -84,8 +91,11 @@ def caption(
         str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1...; auto is cuda where there is one.")
     ] = "auto",
     dtype: Annotated[
-        DType, typer.Option(help="auto is bfloat16 where the hardware computes in it, else float32.")
-    ] = DType.auto,
+        CaptionDType,
+        typer.Option(
+            help="auto is bfloat16 where the hardware computes in it, else float32; int8 is for linear layers on a CPU."
+        ),
+    ] = CaptionDType.auto,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
@@ -210,7 +220,7 @@ def _load_pipeline(
     model: str | None,
     *,
     device: "torch.device",
-    dtype: DType,
+    dtype: DType | CaptionDType,
     trust_remote_code: bool,
     revision: str | None,
     **parameters,
@@ -226,9 +236,10 @@ def _load_pipeline(
     from transformers import pipeline
 
     from swinbert.processing import VideoCaptioningPipeline
+    from swinbert.quantization import quantize_linear
 
     with _unusable_model(model):
-        return pipeline(
+        pipe = pipeline(
             "video-captioning",
             model=model,
             # Ours, whatever pipeline code the model brings along.
@@ -240,6 +251,9 @@ def _load_pipeline(
             revision=revision,
             **parameters,
         )
+        if dtype is CaptionDType.int8:
+            quantize_linear(pipe.model)
+        return pipe
 
 
 @contextmanager
@@ -281,12 +295,14 @@ def _device(name: str) -> "torch.device":
     return device
 
 
-def _torch_dtype(dtype: DType, device: "torch.device") -> "torch.dtype":
+def _torch_dtype(dtype: DType | CaptionDType, device: "torch.device") -> "torch.dtype":
     import torch
 
     from swinbert.quantization import computes_in_bfloat16
 
-    if dtype is not DType.auto:
+    if dtype is CaptionDType.int8:
+        return torch.float32  # from which it is made
+    if dtype.value != "auto":
         return getattr(torch, dtype.value)
     return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
 

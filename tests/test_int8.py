@@ -1,14 +1,19 @@
 """Linear layers in eight bits."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from captioning import write_git_folder
 from torch import nn
+from typer.testing import CliRunner
 
 import swinbert
-from swinbert import SwinBertForVideoCaptioning
+from swinbert import SwinBertForVideoCaptioning, cli, quantization
 from swinbert.quantization import Int8Linear, quantize_linear
+
+SAMPLE = Path(swinbert.bundled_model()).parent / "sample.mp4"
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -55,3 +60,18 @@ def test_a_model_in_eight_bits_is_not_saved(tmp_path):
 def test_other_precisions_are_refused():
     with pytest.raises(ValueError, match="float32 on a CPU"):
         quantize_linear(nn.Linear(4, 4).bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["bundled", "GIT"])
+def test_the_command_captions_in_eight_bits(kind, tmp_path, monkeypatch):
+    model = write_git_folder(tmp_path) if kind == "GIT" else swinbert.bundled_model()
+    used = []
+    quantise = quantization.quantize_linear
+    monkeypatch.setattr(quantization, "quantize_linear", lambda model: used.append(model) or quantise(model))
+    argv = ["caption", str(SAMPLE), "--model", str(model), "--device", "cpu", "--max-length", "20", "--dtype", "int8"]
+    result = CliRunner().invoke(cli.app, argv)
+    assert result.exit_code == 0, result.stderr
+    (model,) = used
+    assert any(isinstance(module, Int8Linear) for module in model.modules())
+    if kind == "bundled":
+        assert "a large red cross moves right" in result.stdout

@@ -126,7 +126,7 @@ def test_metadata_is_complete(wheel):
     assert str(metadata.requires_python) == ">=3.10"
     assert metadata.description.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
     assert metadata.description_content_type == "text/markdown"
-    assert metadata.summary and metadata.author and metadata.keywords
+    assert metadata.summary and metadata.author and metadata.keywords and metadata.project_urls
     assert "Typing :: Typed" in metadata.classifiers
     assert {"all", "onnx", "peft", "test", "train"} <= set(metadata.provides_extra)
 

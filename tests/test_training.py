@@ -1,7 +1,10 @@
 """Training: masking and parameter groups of the original, datasets, recipes, and a run from clips to a saved model."""
 
 import json
+import platform
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import golden
@@ -321,3 +324,28 @@ def test_exact_content_compares_meaning():
     assert evaluate.exact_content(captions, [reference] * 3) == [True, False, False]
     with pytest.raises(ValueError, match="moving shapes"):
         evaluate.exact_content(["a"], ["a man is singing"])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_freed_memory_goes_back():
+    program = """
+import sys, torch
+from swinbert.training.processes import give_back_freed_memory
+
+if sys.argv[1] == "given back":
+    give_back_freed_memory()
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+del (large := [torch.ones(30 << 18)])[:]  # after this glibc keeps what is smaller
+before = resident()
+blocks = [torch.ones(8 << 18) for _ in range(20)]
+del blocks[:-1]  # the last one keeps its place above the others
+print(resident() - before)
+"""
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "given back")
+    )
+    assert kept > 100 << 20 and given_back < 20 << 20

@@ -440,7 +440,8 @@ def batch(bench: Bench) -> list[Table]:
     for number in bench.size.batches:
         pixels = bench.pixels(batch=number)
         name = "one clip" if number == 1 else f"{number} clips"
-        contestants = {name: functools.partial(bench.caption, bench.model, pixels)}
+        caption_all = functools.partial(bench.caption, bench.model, pixels)
+        contestants: dict[str, Callable[[], Any]] = {name: caption_all}
         if bench.compiled_encoder is not None:
             contestants[f"{name}, compiled"] = functools.partial(_caption_compiled, bench, pixels)
             _caption_compiled(bench, pixels)
