@@ -62,6 +62,33 @@ def test_a_batch_equals_its_clips():
     torch.testing.assert_close(model(video).last_hidden_state, alone, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("windows", [1, 4, 1000])
+@pytest.mark.parametrize("shape, is_padded", [((8, 48, 72), False), ((7, 47, 72), False), ((6, 40, 36), True)])
+def test_parts_equal_the_whole(monkeypatch, batch, windows, shape, is_padded):
+    monkeypatch.setattr(video_swin, "_BYTES_AT_ONCE", windows * 18 * 24 * 4)
+    model, video = small_model(), clips(batch, *shape)
+    rows, frames = [], []
+    shifted = model.layers[0].blocks[1]
+    shifted.mlp.fc1.register_forward_hook(lambda _, arguments, output: rows.append(len(output)))
+    model.patch_embed.proj.register_forward_hook(lambda _, arguments, output: frames.append(output.shape[2]))
+    in_parts = model(video).last_hidden_state
+    rows_in_parts, rows[:] = list(rows), []
+    monkeypatch.setattr(video_swin, "gains_by_parts", lambda _: False)
+    torch.testing.assert_close(in_parts, model(video).last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert len(rows) == 1 and sum(rows_in_parts) == rows[0]
+    assert len(rows_in_parts) == 1 if is_padded else max(rows_in_parts) <= windows * 18
+    assert sum(frames[:-1]) == frames[-1] and (len(frames) > 2 or windows == 1000)
+
+
+def test_gradients_need_the_whole():
+    model, rows = small_model(), []
+    model.layers[0].blocks[1].mlp.fc1.register_forward_hook(lambda _, arguments, output: rows.append(len(output)))
+    model(clips(1, 8, 48, 72))
+    assert rows == [4 * 12 * 18]
+
+
 @pytest.mark.parametrize("shape", [(8, 48, 48), (6, 40, 36)])
 @pytest.mark.parametrize("scores_at_once", [1, 1 << 20])
 def test_gradients_of_fused_attention_equal_those_of_the_plain_one(monkeypatch, shape, scores_at_once):

@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from .onednn_swinbert import fast_linear
 _SHIFT_PENALTY = -100.0
 # Attention scores that training computes at once: 4 MB.
 _SCORES_AT_ONCE = 1 << 20
+# Bytes of input that a layer computes at once in inference on a CPU; within an MLP they become 8 MB. These stay in the
+# cache, and malloc keeps memory of this size for the next, while it gets more than 32 MB anew, page by page.
+_BYTES_AT_ONCE = 2 << 20
 
 
 @dataclass
@@ -158,6 +161,15 @@ class WindowPlan:
         masks = [(none if mask is None else mask).expand(self.batch * count, side, side) for mask, count in self.groups]
         return torch.cat(masks).index_select(0, self.rank)
 
+    def parts(self, windows: int) -> Iterator[tuple[slice, "WindowPlan"]]:
+        """Rows of at most so many windows of one mask, and their plan, that of a clip whose tokens already stand so."""
+        for mask, group in _slices((mask, self.batch * count) for mask, count in self.groups):
+            for first in range(group.start, group.stop, windows):
+                count = min(windows, group.stop - first)
+                rows = slice(first * self.num_tokens, (first + count) * self.num_tokens)
+                order, rank = (torch.arange(size, device=self.order.device) for size in (rows.stop - rows.start, count))
+                yield rows, replace(self, batch=1, order=order, inverse=order, groups=((mask, count),), rank=rank)
+
 
 def inverse_permutation(order: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order).index_copy(0, order, torch.arange(order.shape[0], device=order.device))
@@ -222,6 +234,21 @@ def window_plan(hidden_states: torch.Tensor, window: tuple[int, ...], shift: tup
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether a tensor is the real thing: nothing may be kept of compiling, exporting and tracing with fake tensors."""
     return not torch.compiler.is_compiling() and type(tensor) is torch.Tensor
+
+
+def gains_by_parts(tensor: torch.Tensor) -> bool:
+    """Whether to compute a part at a time: on a CPU, where no gradient keeps all activations anyway."""
+    return tensor.device.type == "cpu" and not torch.is_grad_enabled() and is_plain(tensor)
+
+
+def frames_by_parts(
+    compute: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor, step: int = 1
+) -> torch.Tensor:
+    """`compute(frames)` for (B, T, ...), a part at a time where that gains; every `step` frames go by themselves."""
+    if not gains_by_parts(frames):
+        return compute(frames)
+    steps = max(1, _BYTES_AT_ONCE // max(1, frames[:, :step].nbytes))
+    return torch.cat([compute(some) for some in frames.split(steps * step, dim=1)], dim=1)
 
 
 def computed_again(
@@ -341,6 +368,9 @@ class VideoSwinPatchEmbed(nn.Module):
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """(B, T, C, H, W) pixels -> (B, T, H, W, C) tokens; sides that patches do not divide are padded with zeros."""
+        return frames_by_parts(self.embed, pixel_values_videos, self.patch_size[0])
+
+    def embed(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         pixels = pixel_values_videos.transpose(1, 2)  # (B, C, T, H, W)
         pad_t, pad_h, pad_w = (-size % patch for size, patch in zip(pixels.shape[2:], self.patch_size, strict=True))
         if pad_t or pad_h or pad_w:
@@ -492,6 +522,18 @@ class VideoSwinBlock(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, plan: WindowPlan, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(R, C) rows of the plan -> the same shape, and attention weights on request."""
+        if output_attentions or plan.places is not None or not gains_by_parts(hidden_states):
+            return self.mix(hidden_states, plan, output_attentions)
+        bytes_of_window = plan.num_tokens * hidden_states.shape[1] * hidden_states.element_size()
+        output = torch.empty_like(hidden_states)
+        for rows, part in plan.parts(max(1, _BYTES_AT_ONCE // bytes_of_window)):
+            output[rows], _ = self.mix(hidden_states[rows], part)
+        return output, None
+
+    def mix(
+        self, hidden_states: torch.Tensor, plan: WindowPlan, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention within windows, then the MLP."""
         attended, weights = self.attn(self.norm1(hidden_states), plan, output_attentions)
         hidden_states = hidden_states + drop_path(attended, self.drop_path_rate, self.training, plan)
         # Checkpointing has hooks of its own, which these would take the place of.
@@ -510,6 +552,9 @@ class VideoSwinPatchMerging(nn.Module):
     @fast_linear
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, H, W, C) -> (B, T, ceil(H / 2), ceil(W / 2), 2 C)."""
+        return frames_by_parts(self.merge, hidden_states)
+
+    def merge(self, hidden_states: torch.Tensor) -> torch.Tensor:
         height, width = hidden_states.shape[2:4]
         if height % 2 or width % 2:
             hidden_states = F.pad(hidden_states, (0, 0, 0, width % 2, 0, height % 2))
