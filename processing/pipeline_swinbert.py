@@ -6,10 +6,11 @@ In the order of the data: what counts as one clip, reading it, generating, scori
 
 import collections.abc
 import contextlib
+import functools
 import os
 import queue
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,8 @@ class VideoCaptioningPipeline(Pipeline):
         """
         sized = isinstance(inputs, collections.abc.Sized)
         if num_workers == 0:
-            clips = ReadAhead(inputs, lambda clip: self.preprocess(clip, **preprocess_params), batch_size)
+            read = functools.partial(self.preprocess, **preprocess_params)
+            clips = ReadAhead(inputs, read, batch_size, takes_turns=self.device.type == "cpu")
         else:
             clips = (PipelineDataset if sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
         # A generator can be read by one process only.
@@ -238,49 +240,68 @@ class VideoCaptioningPipeline(Pipeline):
 
 class ReadAhead(IterableDataset):
     """
-    Clips, read by threads in the order of `inputs` while the model works on those before.
+    Clips, read by threads in the order of `inputs`: several at once, and while the model works on those before.
 
     No more lie ready, or are being read, than the next batch or the threads need. Decoders, Pillow and torch release
     the interpreter's lock, so threads do what processes would, without sending frames around.
+
+    Args:
+        read: what gives a clip's reading.
+        takes_turns: whether files are read only while one waits for a clip. For a model on the same cores: its threads
+            wait for each other in every layer, so that one that shares its core with a decoder holds up all.
     """
 
-    def __init__(self, inputs, read, batch_size: int):
-        self._inputs, self._read, self._batch_size = inputs, read, batch_size
+    def __init__(self, inputs, read, batch_size: int, takes_turns: bool = False):
+        self._inputs, self._read, self._batch_size, self._takes_turns = inputs, read, batch_size, takes_turns
 
     def __len__(self) -> int:
         return len(self._inputs)
 
     def __iter__(self):
-        return _Readings(self._inputs, self._read, self._batch_size)
+        return _Readings(self._inputs, self._read, self._batch_size, self._takes_turns)
 
 
 class _Readings:
     """One pass over a `ReadAhead`. What reading one clip raises is raised in its place, and the others go on."""
 
-    def __init__(self, inputs, read, batch_size: int):
+    def __init__(self, inputs, read, batch_size: int, takes_turns: bool):
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_threads = min(8, available)
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-clip")
         # One more than the queue holds is on its way into it.
         self._readings: queue.Queue = queue.Queue(max(batch_size, num_threads) - 1 or 1)
-        self._closed = threading.Event()
+        self._takes_turns, self._turn, self._closed = takes_turns, threading.Event(), threading.Event()
+        if not takes_turns:
+            self._turn.set()
         # It may wait for a generator for ever: such a thread must not keep the process from ending.
-        arguments = (inputs, read, self._pool, self._readings, self._closed)
-        threading.Thread(target=_submit_all, args=arguments, daemon=True, name="feed-clips").start()
+        arguments = (inputs, read, num_threads, self._readings, self._turn, self._closed)
+        threading.Thread(target=_read_all, args=arguments, daemon=True, name="feed-clips").start()
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        if self._closed.is_set() or (reading := self._readings.get()) is None:
+        if self._closed.is_set():
+            raise StopIteration
+        try:
+            reading = self._readings.get_nowait()
+        except queue.Empty:
+            self._turn.set()
+            reading = self._readings.get()
+        if reading is None:
             self.close()
             raise StopIteration
-        return reading.result()
+        if not reading.done():
+            self._turn.set()
+        try:
+            return reading.result()
+        finally:
+            if self._takes_turns:
+                self._turn.clear()
 
     def close(self) -> None:
         """Lets go of what was not asked for; whatever a thread is reading at the moment, it ends and forgets."""
         self._closed.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._turn.set()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._readings.get_nowait()
@@ -289,20 +310,45 @@ class _Readings:
         self.close()
 
 
-def _submit_all(inputs, read, pool: ThreadPoolExecutor, readings: queue.Queue, closed: threading.Event) -> None:
+def _read_all(
+    inputs, read, num_threads: int, readings: queue.Queue, turn: threading.Event, closed: threading.Event
+) -> None:
     """Puts a future for every clip into `readings`, which makes it wait where it is full, and `None` at the end."""
+    free = threading.Semaphore(num_threads)
+
+    def run(clip, reading: Future) -> None:
+        try:
+            reading.set_result(read(clip))
+        except BaseException as error:
+            reading.set_exception(error)
+        finally:
+            free.release()
+
     try:
         sized = isinstance(inputs, collections.abc.Sized)
         for clip in map(inputs.__getitem__, range(len(inputs))) if sized else inputs:
-            readings.put(pool.submit(read, clip))
+            free.acquire()
+            if not _is_remote(clip):
+                turn.wait()
             if closed.is_set():
                 return
+            reading: Future = Future()
+            # A thread for each clip: torch gives every thread that computes threads of its own, which last as long, and
+            # while there are more of them than cores, the model's wait for each other asleep, an eighth slower.
+            threading.Thread(target=run, args=(clip, reading), name="read-clip").start()
+            readings.put(reading)
     except BaseException as error:  # the generator's or dataset's own
         failed: Future = Future()
         failed.set_exception(error)
         readings.put(failed)
     if not closed.is_set():
         readings.put(None)
+
+
+def _is_remote(clip) -> bool:
+    """Whether reading a clip is waiting for a network more than work."""
+    video = clip.get("video") if isinstance(clip, collections.abc.Mapping) else clip
+    return isinstance(video, str) and video.startswith(("http://", "https://"))
 
 
 def _is_array(item) -> bool:

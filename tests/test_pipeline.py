@@ -24,7 +24,9 @@ from swinbert.processing import (
     VideoCaptioningPipeline,
     VideoDecodeError,
     decode_video,
+    pipeline_swinbert,
 )
+from swinbert.processing.pipeline_swinbert import ReadAhead
 
 
 def make_pipeline(sparse_mask: str, **overrides) -> VideoCaptioningPipeline:
@@ -169,6 +171,15 @@ def test_a_clip_that_follows_from_the_last_caption(pipe, clips, alone):
     assert list(results) == []
 
 
+def comes_true(condition, seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
 @pytest.fixture
 def slow_reading(pipe, monkeypatch):
     """Reading takes longer for the earlier clips; notes how many are read at once."""
@@ -194,27 +205,45 @@ def test_clips_that_are_read_at_once_keep_their_order(pipe, clips, alone, slow_r
     assert texts(pipe(clips * 2, batch_size=2)) == alone * 2
 
 
-def test_reading_while_the_model_works(pipe, clips, monkeypatch):
+def test_reading_while_a_gpu_works(pipe, clips, monkeypatch):
     """The second clip is read before the first has its caption."""
-    events, done = [], threading.Event()
-    preprocess, forward = pipe.preprocess, pipe.forward
+    events, preprocess, forward = [], pipe.preprocess, pipe.forward
 
     def noted_preprocess(clip, **parameters):
         read = preprocess(clip, **parameters)
         events.append("read")
-        if len(events) >= 2:
-            done.set()
         return read
 
     def noted_forward(*arguments, **parameters):
-        assert done.wait(60)
+        assert comes_true(lambda: events.count("read") == 2)
         events.append("captioned")
         return forward(*arguments, **parameters)
 
     monkeypatch.setattr(pipe, "preprocess", noted_preprocess)
     monkeypatch.setattr(pipe, "forward", noted_forward)
+    monkeypatch.setattr(pipeline_swinbert, "ReadAhead", lambda *arguments, takes_turns: ReadAhead(*arguments))
     pipe(clips[:2])
     assert events == ["read", "read", "captioned", "captioned"]
+
+
+@pytest.mark.parametrize("clip, waits", [("{}.mp4", True), ("https://host/{}.mp4", False)])
+def test_files_are_read_while_no_model_works_on_the_same_cores(monkeypatch, clip, waits):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    names, begun = [clip.format(number) for number in range(8)], []
+
+    def read(name):
+        begun.append(name)
+        time.sleep(0.1)
+        return name
+
+    readings = iter(ReadAhead(names, read, batch_size=1, takes_turns=True))
+    assert next(readings) == names[0]
+    time.sleep(0.5)  # what a model would take
+    ahead = list(begun)
+    assert len(ahead) >= 2
+    assert next(readings) == names[1]  # was read beside the first
+    assert comes_true(lambda: begun != ahead, seconds=0.5) is not waits
+    assert [*readings] == names[2:]
 
 
 def readers() -> list[str]:
@@ -223,11 +252,7 @@ def readers() -> list[str]:
 
 def gone_within_seconds() -> bool:
     gc.collect()
-    for _ in range(100):
-        if not readers():
-            return True
-        time.sleep(0.05)
-    return False
+    return comes_true(lambda: not readers())
 
 
 def test_no_thread_outlives_its_use(pipe, clips, monkeypatch):
@@ -241,6 +266,24 @@ def test_no_thread_outlives_its_use(pipe, clips, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         pipe(clips * 20)
     assert gone_within_seconds()
+
+
+def test_a_thread_ends_with_its_clip(pipe, clips, alone):
+    """One that waited for the next would keep its OpenMP threads, and these would slow the model down."""
+    asked, more = threading.Event(), threading.Event()
+
+    def slow_generator():
+        yield clips[0]
+        asked.set()
+        assert more.wait(60)
+        yield clips[1]
+
+    results = iter(pipe(slow_generator()))
+    assert texts([next(results)]) == alone[:1]
+    assert asked.wait(60)
+    assert [name for name in readers() if name != "feed-clips"] == []
+    more.set()
+    assert texts([next(results)]) == alone[1:2]
 
 
 def test_one_failure_costs_one_clip(pipe, clips, alone, monkeypatch):
