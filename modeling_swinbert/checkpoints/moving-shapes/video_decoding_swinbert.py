@@ -499,7 +499,7 @@ def _decode_pyav(
     position_of = {int(number): position for position, number in enumerate(wanted)}
     size = stream.codec_context.width * stream.codec_context.height
     num_packets = sum(int(np.count_nonzero(~skip[first : last + 1])) for first, last in spans)
-    threads = "AUTO" if num_packets * size > _THREADED_PIXELS else "NONE"
+    threads = 0 if num_packets * size > _THREADED_PIXELS else 1
     with _Decoder(name, media, timeline, threads, stream) as decoder:
         for first, last in spans:
             for number, frame in decoder.frames(first, last, skip):
@@ -573,9 +573,9 @@ class _Decoder:
     """Decodes runs of packets of one stream, in ascending order; its pictures are of one size and upright."""
 
     def __init__(
-        self, name: str, media: str | BinaryIO, timeline: _Timeline, threads: str = "NONE", stream: Any = None
+        self, name: str, media: str | BinaryIO, timeline: _Timeline, threads: int = 1, stream: Any = None
     ):
-        self._name, self._media, self._timeline, self._threads = name, media, timeline, threads
+        self._name, self._media, self._timeline, self._threads = name, media, timeline, threads  # 0: FFmpeg's number
         self._stream = stream  # the one that was read for the timeline: its packets were kept, its decoder is unused
         self._reformatter = VideoReformatter()
         self._stack = contextlib.ExitStack()
@@ -636,8 +636,10 @@ class _Decoder:
         self._prepare()
 
     def _prepare(self) -> None:
-        self._stream.codec_context.thread_type = self._threads
-        self._size = self._stream.codec_context.width, self._stream.codec_context.height
+        context = self._stream.codec_context
+        # Some decoders (dav1d, of AV1) have threads of their own, whatever the type.
+        context.thread_type, context.thread_count = "AUTO", self._threads
+        self._size = context.width, context.height
 
     def _packets(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
         """Position and packet, from `first` to `last`."""
