@@ -572,9 +572,7 @@ def _spans(timeline: _Timeline, wanted: np.ndarray, whole_groups: bool = False) 
 class _Decoder:
     """Decodes runs of packets of one stream, in ascending order; its pictures are of one size and upright."""
 
-    def __init__(
-        self, name: str, media: str | BinaryIO, timeline: _Timeline, threads: int = 1, stream: Any = None
-    ):
+    def __init__(self, name: str, media: str | BinaryIO, timeline: _Timeline, threads: int = 1, stream: Any = None):
         self._name, self._media, self._timeline, self._threads = name, media, timeline, threads  # 0: FFmpeg's number
         self._stream = stream  # the one that was read for the timeline: its packets were kept, its decoder is unused
         self._reformatter = VideoReformatter()

@@ -327,25 +327,33 @@ def test_exact_content_compares_meaning():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
-def test_freed_memory_goes_back():
+def test_freed_memory_is_kept_or_goes_back():
     program = """
 import sys, torch
-from swinbert.training.processes import give_back_freed_memory
+from swinbert.training.processes import keep_freed_memory
 
-if sys.argv[1] == "given back":
-    give_back_freed_memory()
+if sys.argv[1] != "left alone":
+    keep_freed_memory(sys.argv[1] == "kept")
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
-del (large := [torch.ones(30 << 18)])[:]  # after this glibc keeps what is smaller
+before = resident()
+del (large := [torch.ones(100 << 18)])[:]
+print(resident() - before)
+del (large := [torch.ones(30 << 18)])[:]  # of itself, glibc keeps what is smaller after this
 before = resident()
 blocks = [torch.ones(8 << 18) for _ in range(20)]
 del blocks[:-1]  # the last one keeps its place above the others
 print(resident() - before)
 """
-    kept, given_back = (
-        int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("kept", "given back")
-    )
-    assert kept > 100 << 20 and given_back < 20 << 20
+
+    def run(how: str) -> list[int]:
+        result = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True)
+        return [int(line) >> 20 for line in result.stdout.split()]
+
+    of_large, of_small = run("left alone")
+    assert of_large < 20 and of_small > 100
+    assert run("kept")[0] > 80
+    of_large, of_small = run("given back")
+    assert of_large < 20 and of_small < 20

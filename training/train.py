@@ -27,7 +27,7 @@ from swinbert.training.frame_cache import FrameCache
 from swinbert.training.git import GitTrainer, frame_reader, git_collator, is_git, load_git
 from swinbert.training.initialization import load_model
 from swinbert.training.monitoring import CaptionMetrics, plot_history
-from swinbert.training.processes import check_world, give_back_freed_memory, leave_world, loaded_whole, read_by_all
+from swinbert.training.processes import check_world, keep_freed_memory, leave_world, loaded_whole, read_by_all
 from swinbert.training.scst import SelfCriticalTrainer
 from swinbert.training.trainer import VideoCaptioningTrainer
 
@@ -159,8 +159,8 @@ def run(trainer: VideoCaptioningTrainer) -> dict[str, float]:
         RunError: the folder is in use, or holds checkpoints of another run; a checkpoint cannot be saved.
         SystemExit: training was stopped by a signal.
     """
-    if trainer.args.gradient_checkpointing and trainer.args.device.type == "cpu":
-        give_back_freed_memory()
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory(not trainer.args.gradient_checkpointing)
     with locked(trainer.args):
         checkpoint = checkpoint_to_resume(trainer.args, trainer.run)
         check_space(trainer.args, trainer.model)
