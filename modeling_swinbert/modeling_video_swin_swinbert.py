@@ -39,9 +39,9 @@ from .onednn_swinbert import fast_linear
 _SHIFT_PENALTY = -100.0
 # Attention scores that training computes at once: 4 MB.
 _SCORES_AT_ONCE = 1 << 20
-# Bytes of input that a layer computes at once in inference on a CPU; within an MLP they become 8 MB. These stay in the
-# cache, and malloc keeps memory of this size for the next, while it gets more than 32 MB anew, page by page.
-_BYTES_AT_ONCE = 2 << 20
+# Bytes of input that a layer computes at once in inference on a CPU; within an MLP they become 16 MB. These stay near in
+# the cache, and malloc keeps memory of this size for the next, while it gets more than 32 MB anew, page by page.
+_BYTES_AT_ONCE = 4 << 20
 
 
 @dataclass
@@ -162,13 +162,15 @@ class WindowPlan:
         return torch.cat(masks).index_select(0, self.rank)
 
     def parts(self, windows: int) -> Iterator[tuple[slice, "WindowPlan"]]:
-        """Rows of at most so many windows of one mask, and their plan, that of a clip whose tokens already stand so."""
-        for mask, group in _slices((mask, self.batch * count) for mask, count in self.groups):
-            for first in range(group.start, group.stop, windows):
-                count = min(windows, group.stop - first)
-                rows = slice(first * self.num_tokens, (first + count) * self.num_tokens)
-                order, rank = (torch.arange(size, device=self.order.device) for size in (rows.stop - rows.start, count))
-                yield rows, replace(self, batch=1, order=order, inverse=order, groups=((mask, count),), rank=rank)
+        """Rows of at most so many windows, and their plan, that of a clip whose tokens already stand in windows."""
+        masks = [mask for mask, count in self.groups for _ in range(self.batch * count)]
+        for first in range(0, len(masks), windows):
+            some = masks[first : first + windows]
+            runs = [list(run) for _, run in itertools.groupby(some, key=id)]
+            rows = slice(first * self.num_tokens, (first + len(some)) * self.num_tokens)
+            order = torch.arange(rows.stop - rows.start, device=self.order.device)
+            groups = tuple((run[0], len(run)) for run in runs)
+            yield rows, replace(self, batch=1, order=order, inverse=order, groups=groups, rank=order[: len(some)])
 
 
 def inverse_permutation(order: torch.Tensor) -> torch.Tensor:
@@ -237,8 +239,10 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def gains_by_parts(tensor: torch.Tensor) -> bool:
-    """Whether to compute a part at a time: on a CPU, where no gradient keeps all activations anyway."""
-    return tensor.device.type == "cpu" and not torch.is_grad_enabled() and is_plain(tensor)
+    """Whether to compute a part at a time: much, on a CPU, where no gradient keeps all activations anyway."""
+    if torch.is_grad_enabled() or tensor.device.type != "cpu" or not is_plain(tensor):
+        return False
+    return tensor.nbytes > _BYTES_AT_ONCE
 
 
 def frames_by_parts(
@@ -247,7 +251,7 @@ def frames_by_parts(
     """`compute(frames)` for (B, T, ...), a part at a time where that gains; every `step` frames go by themselves."""
     if not gains_by_parts(frames):
         return compute(frames)
-    steps = max(1, _BYTES_AT_ONCE // max(1, frames[:, :step].nbytes))
+    steps = max(1, _BYTES_AT_ONCE // frames[:, :step].nbytes)
     return torch.cat([compute(some) for some in frames.split(steps * step, dim=1)], dim=1)
 
 
