@@ -46,9 +46,10 @@ class VideoCaptioningPipeline(Pipeline):
     or a dictionary with `video` (any of these) and, if wanted, its own `start`, `end`, `num_frames`; further keys are
     ignored, so that the rows of a dataset can be passed as they are. What a `Video` column of `datasets` yields,
     decoded or not, is a clip too. **Many clips** are a list, a tuple, an array (B, T, H, W, C), a generator or a
-    dataset; the last two are answered one by one as they are read. Threads read a few clips ahead, in order, while the
-    model works on those before (a generator is run by one of them). A list in which every entry is an image (PIL, or an
-    array of at most three dimensions) is the frames of *one* clip; to caption stills, pass `[{"video": image}, ...]`.
+    dataset; the last two are answered one by one as they are read. Threads read a few clips ahead, in order (a
+    generator is run by one of them): while the model works on those before, or in turns with a model on the same CPU. A
+    list in which every entry is an image (PIL, or an array of at most three dimensions) is the frames of *one* clip; to
+    caption stills, pass `[{"video": image}, ...]`.
 
     A clip that cannot be read raises `VideoDecodeError` when it is passed alone. Among many it is logged, and has
     `[{"generated_text": None, "score": None, "error": "..."}]` in its place, so that it costs the others nothing.
@@ -240,15 +241,16 @@ class VideoCaptioningPipeline(Pipeline):
 
 class ReadAhead(IterableDataset):
     """
-    Clips, read by threads in the order of `inputs`: several at once, and while the model works on those before.
+    Clips, read by threads in the order of `inputs`, several at once.
 
     No more lie ready, or are being read, than the next batch or the threads need. Decoders, Pillow and torch release
     the interpreter's lock, so threads do what processes would, without sending frames around.
 
     Args:
         read: what gives a clip's reading.
-        takes_turns: whether files are read only while one waits for a clip. For a model on the same cores: its threads
-            wait for each other in every layer, so that one that shares its core with a decoder holds up all.
+        takes_turns: whether files are read only while somebody waits for a clip, not while the model works on those
+            before. For a model on the same cores: its threads wait for each other in every layer, so that one that
+            shares its core with a decoder holds up all.
     """
 
     def __init__(self, inputs, read, batch_size: int, takes_turns: bool = False):

@@ -516,7 +516,7 @@ def overlap(bench: Bench) -> list[Table]:
     rows = [Row(name, items=OVERLAP_CLIPS) for name in ways]
     take_turns(rows, ways.values(), bench.rounds, bench.device, bench.progress)
     slower = max(rows[:2], key=lambda row: row.median)
-    return [Table(f"{OVERLAP_CLIPS} clips, read while the model works", rows, slower.name)]
+    return [Table(f"{OVERLAP_CLIPS} clips, from files to captions", rows, slower.name)]
 
 
 def _agreement(first: torch.Tensor, second: torch.Tensor) -> str:

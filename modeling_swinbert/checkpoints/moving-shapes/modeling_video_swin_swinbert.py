@@ -39,8 +39,8 @@ from .onednn_swinbert import fast_linear
 _SHIFT_PENALTY = -100.0
 # Attention scores that training computes at once: 4 MB.
 _SCORES_AT_ONCE = 1 << 20
-# Bytes of input that a layer computes at once in inference on a CPU; within an MLP they become 16 MB. These stay near in
-# the cache, and malloc keeps memory of this size for the next, while it gets more than 32 MB anew, page by page.
+# Bytes of input that a layer computes at once in inference on a CPU; within an MLP they become 16 MB. These stay in the
+# cache, and malloc keeps memory of this size for the next, while it gets more than 32 MB anew, page by page.
 _BYTES_AT_ONCE = 4 << 20
 
 
