@@ -526,7 +526,8 @@ class VideoSwinBlock(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, plan: WindowPlan, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(R, C) rows of the plan -> the same shape, and attention weights on request."""
-        if output_attentions or plan.places is not None or not gains_by_parts(hidden_states):
+        # Training drops whole clips, and checkpointing runs without gradients what it repeats with them.
+        if self.training or output_attentions or plan.places is not None or not gains_by_parts(hidden_states):
             return self.mix(hidden_states, plan, output_attentions)
         bytes_of_window = plan.num_tokens * hidden_states.shape[1] * hidden_states.element_size()
         output = torch.empty_like(hidden_states)

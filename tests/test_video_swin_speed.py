@@ -82,11 +82,14 @@ def test_parts_equal_the_whole(monkeypatch, batch, windows, shape, is_padded):
     assert sum(frames[:-1]) == frames[-1] and (len(frames) > 2 or windows == 1000)
 
 
-def test_gradients_need_the_whole():
-    model, rows = small_model(), []
+@pytest.mark.parametrize("training, grad, parts", [(False, True, 1), (True, False, 1), (False, False, 4 * 12)])
+def test_gradients_and_training_need_the_whole(monkeypatch, training, grad, parts):
+    monkeypatch.setattr(video_swin, "_BYTES_AT_ONCE", 1)
+    model, rows = small_model().train(training), []
     model.layers[0].blocks[1].mlp.fc1.register_forward_hook(lambda _, arguments, output: rows.append(len(output)))
-    model(clips(1, 8, 48, 72))
-    assert rows == [4 * 12 * 18]
+    with torch.set_grad_enabled(grad):
+        model(clips(1, 8, 48, 72))
+    assert rows == [4 * 12 * 18 // parts] * parts
 
 
 @pytest.mark.parametrize("shape", [(8, 48, 48), (6, 40, 36)])
