@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .video_decoding_swinbert import decode_video  # noqa: F401 - named here, so that the Hub's loader finds its file
 from .video_processing_swinbert import SwinBertVideoProcessor
-from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
+from .video_sources_swinbert import is_url
 
 logger = logging.get_logger(__name__)
 
@@ -330,7 +330,8 @@ def _read_all(
         sized = isinstance(inputs, collections.abc.Sized)
         for clip in map(inputs.__getitem__, range(len(inputs))) if sized else inputs:
             free.acquire()
-            if not _is_remote(clip):
+            # To fetch a clip is to wait more than to work.
+            if not is_url(clip.get("video") if isinstance(clip, collections.abc.Mapping) else clip):
                 turn.wait()
             if closed.is_set():
                 return
@@ -345,12 +346,6 @@ def _read_all(
         readings.put(failed)
     if not closed.is_set():
         readings.put(None)
-
-
-def _is_remote(clip) -> bool:
-    """Whether reading a clip is waiting for a network more than work."""
-    video = clip.get("video") if isinstance(clip, collections.abc.Mapping) else clip
-    return isinstance(video, str) and video.startswith(("http://", "https://"))
 
 
 def _is_array(item) -> bool:

@@ -26,7 +26,7 @@ MAX_DOWNLOAD_BYTES = 2 << 30
 MAX_DOWNLOAD_SECONDS = 300.0
 _CONNECT_SECONDS = 20.0
 _MAX_REDIRECTS = 5
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:(//)?")
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:(//)?")  # one letter is a drive
 
 
 class VideoDecodeError(ValueError):
@@ -107,7 +107,7 @@ def open_source(source: Any, allow_private_urls: bool = False) -> Iterator[str |
         yield _seekable(source)
     elif isinstance(source, (str, os.PathLike)):
         name = describe_source(source)
-        if isinstance(source, str) and _URL.match(name) and not _is_drive(name) and not os.path.exists(name):
+        if is_url(source):
             folder = tempfile.mkdtemp(prefix="swinbert-")
             try:
                 path = os.path.join(folder, "download")
@@ -126,8 +126,9 @@ def open_source(source: Any, allow_private_urls: bool = False) -> Iterator[str |
         )
 
 
-def _is_drive(name: str) -> bool:
-    return len(name) > 1 and name[1] == ":"
+def is_url(source: Any) -> bool:
+    """Whether a clip has to be fetched; a file of that name comes first."""
+    return isinstance(source, str) and bool(_URL.match(source)) and not os.path.exists(source)
 
 
 def _regular_file(name: str, path: str) -> str:
