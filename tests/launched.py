@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from swinbert.training import processes, train
+from swinbert.training import process_group, train
 
 if os.environ.get("DS_ACCELERATOR") == "cpu":
     from deepspeed.ops import __compatible_ops__
@@ -51,7 +51,7 @@ def main() -> None:
 
     trainer.compute_metrics = compute_metrics
     train.run(trainer)
-    processes.leave_world()
+    process_group.leave_world()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 import swinbert
 from swinbert import SwinBertForVideoCaptioning
-from swinbert.hub import PushError, check_folder, push
+from swinbert.deployment.hub import PushError, check_folder, push
 from swinbert.training import train
 from swinbert.training.adapters import adapted_model, add_lora, refuse_local_base
 

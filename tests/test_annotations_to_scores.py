@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from swinbert import VideoSwinConfig, VideoSwinModel
 from swinbert.cli import app
 from swinbert.training import train
-from swinbert.training.data import load_clips
+from swinbert.training.data.clip_datasets import load_clips
 from swinbert.training.moving_shapes import make_shapes
 
 RECIPES = Path(train.__file__).parent / "recipes"

@@ -18,9 +18,9 @@ from encoded_clips import encode, read_numbers
 from swinbert import bundled_model
 from swinbert.processing import SwinBertVideoProcessor, VideoDecodeError
 from swinbert.training import train
-from swinbert.training.data import ClipDataset, ClipStream, captions_of, refuse_missing
-from swinbert.training.frame_cache import FrameCache
-from swinbert.training.sources import clip_name, clip_source, load_clips, load_splits
+from swinbert.training.data.clip_datasets import ClipDataset, ClipStream, captions_of, refuse_missing
+from swinbert.training.data.frame_cache import FrameCache
+from swinbert.training.data.sources import clip_name, clip_source, load_clips, load_splits
 
 # (key of the video, its first frame) -> what is said of it
 CLIPS = [

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from swinbert import bundled_model
-from swinbert.training import processes, train
+from swinbert.training import process_group, train
 from swinbert.training.arguments import parse_arguments
 from swinbert.training.checkpoints import RunError
-from swinbert.training.processes import check_world
+from swinbert.training.process_group import check_world
 
 LAUNCHED = Path(__file__).with_name("launched.py")
 RECIPES = Path(train.__file__).parent / "recipes"
@@ -184,7 +184,7 @@ def test_fsdp_that_would_be_left_out_is_refused(shapes, tmp_path, monkeypatch):
 def test_self_critical_training_with_parted_weights_is_refused(shapes, tmp_path, monkeypatch):
     training = parse_arguments(tiny_run.arguments(shapes, tmp_path))[2]
     check_world(training, "scst")
-    monkeypatch.setattr(processes, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(process_group, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(RunError, match="use ZeRO-2"):
         check_world(training, "scst")
 

@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from swinbert import cli
-from swinbert.training import doctor
-from swinbert.training.doctor import examine
+from swinbert.training.data import doctor
+from swinbert.training.data.doctor import examine
 
 BAD = Path(__file__).parent.parent.parent / "shared" / "bad"
 
@@ -75,7 +75,7 @@ def test_problems_of_captions(videos):
 
 
 def test_words_that_a_given_tokenizer_does_not_know(videos):
-    from swinbert.training.data import build_tokenizer
+    from swinbert.training.data.clip_datasets import build_tokenizer
 
     lines = [{"file_name": "a.mp4", "captions": ["a dog"]}, {"file_name": "b.mp4", "captions": ["犬が走る"]}]
     report = examine(write(videos, lines), tokenizer=build_tokenizer(["a dog"]), workers=0)

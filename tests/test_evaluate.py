@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from swinbert import cli
 from swinbert.processing import VideoCaptioningPipeline
-from swinbert.training.caption_files import clip_ids, read_predictions, read_references
-from swinbert.training.evaluate import load_evaluation_clips, world_scores
+from swinbert.training.evaluation.caption_files import clip_ids, read_predictions, read_references
+from swinbert.training.evaluation.evaluate import load_evaluation_clips, world_scores
 from swinbert.training.metrics import java_metrics, score, scoring
 
 NAMES = [f"clip{number}" for number in range(5)]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from swinbert.cli import app
 from swinbert.training import train
 from swinbert.training.arguments import ModelArguments
-from swinbert.training.data import ClipDataset, load_clips
+from swinbert.training.data.clip_datasets import ClipDataset, load_clips
 from swinbert.training.git import frame_reader, git_collator, load_git
 
 CAPTIONS = [["a man runs", "the man turns left and runs", "a man"], ["a red car is in grass", "the car", "a blue car"]]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import swinbert
 from swinbert import SwinBertForVideoCaptioning, VideoSwinModel
 from swinbert.cli import app
-from swinbert.hub import PushError, check_folder, push, shipped_modules
+from swinbert.deployment.hub import PushError, check_folder, push, shipped_modules
 from swinbert.training import train
 
 SAMPLE = Path(swinbert.bundled_model()).parent / "sample.mp4"

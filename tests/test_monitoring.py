@@ -15,8 +15,8 @@ from swinbert.cli import app
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training import train
 from swinbert.training.arguments import parse_arguments
-from swinbert.training.collators import CaptionCollator
-from swinbert.training.data import build_tokenizer
+from swinbert.training.data.clip_datasets import build_tokenizer
+from swinbert.training.data.collators import CaptionCollator
 from swinbert.training.initialization import check_config
 from swinbert.training.metrics import java_metrics, scoring
 from swinbert.training.monitoring import CaptionMetrics, collapse_warning, plot_history

@@ -123,7 +123,7 @@ def test_metadata_is_complete(wheel):
     metadata = Metadata.from_email(wheel.read(name), validate=True)
     assert (metadata.name, str(metadata.version)) == ("swinbert", swinbert.__version__)
     assert metadata.license_expression == "Apache-2.0" and set(metadata.license_files) == {"LICENSE", "NOTICE"}
-    assert str(metadata.requires_python) == ">=3.10"
+    assert str(metadata.requires_python) == ">=3.11"
     assert metadata.description.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
     assert metadata.description_content_type == "text/markdown"
     assert metadata.summary and metadata.author and metadata.keywords and metadata.project_urls

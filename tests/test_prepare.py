@@ -11,7 +11,7 @@ from encoded_clips import encode, numbered_frame, read_numbers
 from PIL import Image
 
 from swinbert.processing import decode_video
-from swinbert.training.data import load_clips
+from swinbert.training.data.clip_datasets import load_clips
 from swinbert.training.prepare import AnnotationError, IncompleteDataset, prepare
 from swinbert.training.prepare.annotations import AnnotationFile, read_msrvtt
 from swinbert.training.prepare.tsv import Tsv

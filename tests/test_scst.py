@@ -8,8 +8,8 @@ import torch
 from swinbert import SwinBertConfig, SwinBertForVideoCaptioning
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training.arguments import SwinBertTrainingArguments
-from swinbert.training.collators import CaptionCollator
-from swinbert.training.data import build_tokenizer
+from swinbert.training.data.clip_datasets import build_tokenizer
+from swinbert.training.data.collators import CaptionCollator
 from swinbert.training.scst import CaptionReward, SelfCriticalTrainer, self_critical_loss, sequence_log_probs
 
 

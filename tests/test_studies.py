@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from swinbert.training import studies, study_report, study_runs
+from swinbert.training import studies
 from swinbert.training.arguments import parse_arguments
 from swinbert.training.initialization import check_config
 from swinbert.training.studies import RECIPE, STUDIES, Sizes, main, plan, run_studies
-from swinbert.training.study_report import CIDER, Study, by_seed, table, write_report
-from swinbert.training.study_runs import Job, read_results, work_off
+from swinbert.training.studies import report as study_report
+from swinbert.training.studies import runs as study_runs
+from swinbert.training.studies.report import CIDER, Study, by_seed, table, write_report
+from swinbert.training.studies.runs import Job, read_results, work_off
 
 # ---------------------------------------------------------------------------------------------------------------- plan
 

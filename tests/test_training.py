@@ -16,10 +16,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from swinbert import SwinBertConfig
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
-from swinbert.training import evaluate, train
+from swinbert.training import train
 from swinbert.training.arguments import SwinBertTrainingArguments, parse_arguments
-from swinbert.training.collators import CaptionCollator, mask_caption
-from swinbert.training.data import ClipDataset, build_tokenizer, load_clips, shift_clip
+from swinbert.training.data.clip_datasets import ClipDataset, build_tokenizer, load_clips, shift_clip
+from swinbert.training.data.collators import CaptionCollator, mask_caption
+from swinbert.training.evaluation import evaluate
 from swinbert.training.moving_shapes import make_shapes
 from swinbert.training.trainer import VideoCaptioningTrainer
 
@@ -330,7 +331,7 @@ def test_exact_content_compares_meaning():
 def test_freed_memory_is_kept_or_goes_back():
     program = """
 import sys, torch
-from swinbert.training.processes import keep_freed_memory
+from swinbert.training.process_group import keep_freed_memory
 
 if sys.argv[1] != "left alone":
     keep_freed_memory(sys.argv[1] == "kept")

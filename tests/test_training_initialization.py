@@ -9,7 +9,7 @@ from swinbert import SwinBertConfig, SwinBertForVideoCaptioning, VideoSwinConfig
 from swinbert.cli import app
 from swinbert.processing import SwinBertProcessor
 from swinbert.training.arguments import ModelArguments
-from swinbert.training.data import build_tokenizer
+from swinbert.training.data.clip_datasets import build_tokenizer
 from swinbert.training.hardening import harden
 from swinbert.training.initialization import freeze, load_model, resize_mask, video_processor_for
 

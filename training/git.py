@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoProcessor, GitForCausalLM
 
 from swinbert.processing import SwinBertVideoProcessor, VideoCaptioningPipeline
 from swinbert.training.arguments import ModelArguments
-from swinbert.training.collators import CaptionCollator, random_crops
+from swinbert.training.data.collators import CaptionCollator, random_crops
 from swinbert.training.initialization import WeightAccount, freeze
 from swinbert.training.trainer import VideoCaptioningTrainer
 

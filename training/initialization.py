@@ -26,7 +26,7 @@ from swinbert.conversion.files import some
 from swinbert.conversion.names import map_names
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training.arguments import ModelArguments
-from swinbert.training.data import build_tokenizer
+from swinbert.training.data.clip_datasets import build_tokenizer
 
 Tensors = Mapping[str, torch.Tensor]
 # One of `--tokenizer`: the words of the training captions.

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from transformers import EvalPrediction
 
-from swinbert.training.evaluate import corpus_scores, world_scores
+from swinbert.training.evaluation.evaluate import corpus_scores, world_scores
 from swinbert.training.metrics import check_tools
 
 # Scores that are logged, of those that a metric has.

@@ -11,7 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from swinbert.hub import NOT_PUSHED
+from swinbert.deployment.hub import NOT_PUSHED
 from swinbert.model_cards import captioner_card
 from swinbert.training.adapters import adapted_model
 from swinbert.training.arguments import DataArguments

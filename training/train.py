@@ -21,13 +21,13 @@ from swinbert.training.checkpoints import (
     describe_run,
     locked,
 )
-from swinbert.training.collators import CaptionCollator
-from swinbert.training.data import ClipDataset, ClipStream, captions_of, load_clips, refuse_missing
-from swinbert.training.frame_cache import FrameCache
+from swinbert.training.data.clip_datasets import ClipDataset, ClipStream, captions_of, load_clips, refuse_missing
+from swinbert.training.data.collators import CaptionCollator
+from swinbert.training.data.frame_cache import FrameCache
 from swinbert.training.git import GitTrainer, frame_reader, git_collator, is_git, load_git
 from swinbert.training.initialization import load_model
 from swinbert.training.monitoring import CaptionMetrics, plot_history
-from swinbert.training.processes import check_world, keep_freed_memory, leave_world, loaded_whole, read_by_all
+from swinbert.training.process_group import check_world, keep_freed_memory, leave_world, loaded_whole, read_by_all
 from swinbert.training.scst import SelfCriticalTrainer
 from swinbert.training.trainer import VideoCaptioningTrainer
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import unwrap_peft_model
 
-from swinbert.training.processes import whole
+from swinbert.training.process_group import whole
 from swinbert.training.publishing import PublishingTrainer
 
 # Any part of a name that keeps a parameter from weight decay. As in the original, the normalisations of the backbone

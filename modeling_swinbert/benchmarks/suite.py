@@ -17,6 +17,7 @@ from transformers import BertTokenizer
 
 from swinbert import SparseVideoMask, SwinBertConfig, SwinBertForVideoCaptioning, bundled_model
 from swinbert.conversion.configs import video_processor_for
+from swinbert.deployment.quantization import computes_in_bfloat16, quantize_linear
 from swinbert.processing import (
     SwinBertProcessor,
     VideoCaptioningPipeline,
@@ -24,7 +25,6 @@ from swinbert.processing import (
     sample_indices,
 )
 from swinbert.processing.pipeline_swinbert import ReadAhead
-from swinbert.quantization import computes_in_bfloat16, quantize_linear
 
 from .measurement import Row, compare, machine, matrix_peak, take_turns
 from .peers import TorchvisionSwin, git_model, original_caption, original_training_step

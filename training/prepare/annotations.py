@@ -5,15 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swinbert.training.prepare.documents import (
-    INNER_PATH,
-    AnnotationError,
-    Node,
-    first_names,
-    inner_path,
-    preview,
-    read_lines,
-)
+from swinbert.training.prepare.documents import INNER_PATH, AnnotationError, Node, inner_path, read_lines
+from swinbert.utils.text import first_names, preview
 
 SPLITS = ("train", "validation", "test", "private_test")
 # The words of file names, and of the fields `split` and `subset`, that stand for a split.

@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn
+
+from swinbert.utils.text import preview
 
 INNER_PATH = "a name, or a path that is relative and stays in its folder"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -43,19 +45,6 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             yield number, line.strip()
-
-
-def preview(value: Any, length: int = 60) -> str:
-    """A value in one short line, for messages."""
-    if isinstance(value, dict):
-        text = "an object with " + (", ".join(map(repr, list(value)[:8])) or "nothing in it")
-    else:
-        text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
-    return text if len(text) <= length else text[:length] + "..."
-
-
-def first_names(names: Sequence[str], shown: int = 5) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def inner_path(name: str) -> str | None:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from swinbert.training.prepare.annotations import SPLITS
-from swinbert.training.prepare.documents import first_names
+from swinbert.utils.text import first_names
 
 # Of these, a clip is left out ...
 LEFT_OUT = {

@@ -24,15 +24,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from swinbert.training.prepare.annotations import AnnotationFile, Annotations, Clip
-from swinbert.training.prepare.documents import (
-    INNER_PATH,
-    AnnotationError,
-    Node,
-    inner_path,
-    preview,
-    read_lines,
-    read_text,
-)
+from swinbert.training.prepare.documents import INNER_PATH, AnnotationError, Node, inner_path, read_lines, read_text
+from swinbert.utils.text import preview
 
 # A row that is longer holds pictures.
 _PATH_ROW_BYTES = 1 << 16

@@ -28,7 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from swinbert.processing import VIDEO_SUFFIXES
-from swinbert.training.prepare.documents import first_names, inner_path
+from swinbert.training.prepare.documents import inner_path
+from swinbert.utils.text import first_names
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from swinbert.training.data import seeded
+from swinbert.training.data.clip_datasets import seeded
 
 
 def mask_caption(

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from swinbert.training.caption_files import write_json
+from swinbert.utils.files import write_json
 
 # Across cores, the wake-ups of two threads can cost more than the second one gains: one thread for each run.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

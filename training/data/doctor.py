@@ -30,9 +30,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from swinbert.processing import VideoDecodeError, decode_video
-from swinbert.training.data import build_tokenizer
+from swinbert.training.data.clip_datasets import build_tokenizer
+from swinbert.training.data.sources import clip_name, clip_source, load_splits, no_split
 from swinbert.training.prepare.videos import progress, same_content
-from swinbert.training.sources import clip_name, clip_source, load_splits, no_split
 
 # Of these, training or evaluation breaks ...
 BREAKING = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from swinbert.training.caption_files import write_json
-from swinbert.training.prepare.documents import preview
+from swinbert.utils.files import write_json
+from swinbert.utils.text import preview
 
 try:
     import fcntl

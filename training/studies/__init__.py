@@ -6,7 +6,7 @@ Every run is a `swinbert` command of its own, listed in `commands.sh` of the out
 the last one ended; it repeats nothing that is finished, and writes the report anew: `studies.md`, a picture of each
 study, and all numbers in `studies.json`. Arguments that are not its own go to every `swinbert train`.
 
-This file says what is run and why; `study_runs.py` runs it, `study_report.py` makes the report.
+This file says what is run and why; `runs.py` runs it, `report.py` makes the report.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from typing import Any
 import yaml
 
 from swinbert.training.checkpoints import RunError, locked
-from swinbert.training.study_report import Study, write_report
-from swinbert.training.study_runs import Job, read_results, shell_line, work_off
+from swinbert.training.studies.report import Study, write_report
+from swinbert.training.studies.runs import Job, read_results, shell_line, work_off
 
-RECIPE = Path(__file__).parent / "recipes" / "studies.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "studies.yaml"
 FRAMES = (2, 4, 8, 16)
 _BATCH_SIZE = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["per_device_train_batch_size"]
 
@@ -339,7 +339,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"studies: {name} failed:\n{log}", file=sys.stderr)
     print(args.output_dir / "studies.md")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

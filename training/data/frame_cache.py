@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from swinbert.training.sources import clip_source
+from swinbert.training.data.sources import clip_source
 from swinbert.version import __version__
 
 FORMATS = ("jpeg", "raw")

@@ -4,14 +4,15 @@ A prediction is one caption of a clip, references are several. Ids are text: ima
 """
 
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swinbert.training.prepare.documents import AnnotationError, Node, first_names, read_text
+from swinbert.training.prepare.documents import AnnotationError, Node, read_text
+from swinbert.utils.files import write_json
+from swinbert.utils.text import first_names
 
 # What may name a clip, the most telling first; `path` is that of `swinbert caption --format jsonl`.
 _ID_KEYS = ("id", "video_id", "image_id", "file_name", "path")
@@ -165,10 +166,3 @@ def write_coco(folder: Path, captions: Mapping[str, str], references: Mapping[st
         "annotations": [{"id": number, "image_id": name, "caption": text} for number, (name, text) in enumerate(pairs)],
     }
     write_json(folder / "coco_annotations.json", annotations)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Writes a file that is whole or not there."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)

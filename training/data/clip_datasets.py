@@ -14,9 +14,9 @@ import torch
 from transformers import BertTokenizerFast
 
 from swinbert.processing import VideoDecodeError
-from swinbert.training.frame_cache import FrameCache, sampled_frames
-from swinbert.training.prepare.documents import first_names
-from swinbert.training.sources import clip_name, clip_source, is_stream, load_clips, missing_videos
+from swinbert.training.data.frame_cache import FrameCache, sampled_frames
+from swinbert.training.data.sources import clip_name, clip_source, is_stream, load_clips, missing_videos
+from swinbert.utils.text import first_names
 
 __all__ = [
     "ClipDataset",

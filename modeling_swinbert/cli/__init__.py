@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,7 +21,7 @@ from swinbert.processing import VIDEO_SUFFIXES
 if TYPE_CHECKING:
     import torch
 
-    from swinbert.training.evaluate import Evaluation
+    from swinbert.training.evaluation.evaluate import Evaluation
 
 BUNDLED_MODEL_NOTICE = (
     "No --model was given: using the bundled demo, which knows moving shapes and nothing else. For real clips name a"
@@ -39,23 +39,23 @@ app = typer.Typer(
 )
 
 
-class OutputFormat(str, Enum):
+class OutputFormat(StrEnum):
     text = "text"
     jsonl = "jsonl"
 
 
-class BenchmarkSize(str, Enum):
+class BenchmarkSize(StrEnum):
     base = "base"
     tiny = "tiny"
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
-class CaptionDType(str, Enum):
+class CaptionDType(StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -235,8 +235,8 @@ def _load_pipeline(
     _quiet_transformers()
     from transformers import pipeline
 
+    from swinbert.deployment.quantization import quantize_linear
     from swinbert.processing import VideoCaptioningPipeline
-    from swinbert.quantization import quantize_linear
 
     with _unusable_model(model):
         pipe = pipeline(
@@ -298,7 +298,7 @@ def _device(name: str) -> "torch.device":
 def _torch_dtype(dtype: DType | CaptionDType, device: "torch.device") -> "torch.dtype":
     import torch
 
-    from swinbert.quantization import computes_in_bfloat16
+    from swinbert.deployment.quantization import computes_in_bfloat16
 
     if dtype is CaptionDType.int8:
         return torch.float32  # from which it is made
@@ -498,7 +498,7 @@ def evaluate(
         raise typer.BadParameter(f"--predictions is scored as it is: leave out --{given[0]}.")
     _quiet_transformers()
     with _missing_extra("train"):
-        from swinbert.training import evaluate as evaluation
+        from swinbert.training.evaluation import evaluate as evaluation
     try:
         asked = None if metrics is None else metrics.split(",")
         evaluation.choose_metrics(asked)  # before a model is loaded
@@ -552,7 +552,7 @@ def evaluate(
 def _report_evaluation(result: "Evaluation") -> None:
     """What the numbers alone would not say."""
     if "exact" in result.summary and result.references is not None:
-        from swinbert.training.evaluate import exact_content
+        from swinbert.training.evaluation.evaluate import exact_content
 
         for name, caption in result.captions.items():
             reference = result.references[name][0]
@@ -608,7 +608,7 @@ def doctor(
     """
     tokenizer, longest = None, 50
     with _missing_extra("train"):
-        from swinbert.training.doctor import examine
+        from swinbert.training.data.doctor import examine
 
         if model is not None:
             tokenizer, longest = _tokenizer_and_length(_model_folder_or_name(model))
@@ -756,8 +756,8 @@ def push(
     gets a first model card, for you to complete. Prints the commit, for revision=.
     """
     _quiet_transformers()
-    from swinbert.hub import PushError
-    from swinbert.hub import push as push_folder
+    from swinbert.deployment.hub import PushError
+    from swinbert.deployment.hub import push as push_folder
 
     try:
         commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from swinbert.training.caption_files import write_json
+from swinbert.utils.files import write_json
 
 Results = Mapping[str, Mapping[str, Any]]
 

@@ -1,0 +1,1 @@
+"""How each family of models wants its frames, and how it speaks."""

@@ -1,0 +1,1 @@
+"""From a trained model to where it is used: the Hub, ONNX Runtime, eight bits."""

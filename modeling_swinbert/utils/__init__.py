@@ -1,0 +1,1 @@
+"""Helpers of several folders that are no part of a saved model."""

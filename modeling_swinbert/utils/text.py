@@ -1,0 +1,18 @@
+"""Values and names in short, for messages."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def preview(value: Any, length: int = 60) -> str:
+    """A value in one short line, for messages."""
+    if isinstance(value, dict):
+        text = "an object with " + (", ".join(map(repr, list(value)[:8])) or "nothing in it")
+    else:
+        text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def first_names(names: Sequence[str], shown: int = 5) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -1,0 +1,1 @@
+"""Captions of a split, and their scores."""
