@@ -23,6 +23,7 @@ VideoSwinModel.register_for_auto_class("AutoModel")
 SwinBertModel.register_for_auto_class("AutoModel")
 SwinBertForVideoCaptioning.register_for_auto_class("AutoModelForImageTextToText")
 
+import swinbert.captioning.families  # noqa: E402  # adds the families of other models
 import swinbert.processing  # noqa: E402, F401  # registers the processors and the pipeline
 
 

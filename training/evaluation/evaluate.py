@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from swinbert.captioning.journal import PredictionLog, compared
 from swinbert.captioning.settings import caption_settings
 from swinbert.processing import VideoCaptioningPipeline
-from swinbert.processing.pipeline_swinbert import collate
+from swinbert.processing.clip_reading_swinbert import collate_clips as collate
 from swinbert.training.data.sources import clip_source, load_clips
 from swinbert.training.evaluation.caption_files import clip_ids, read_predictions, read_references, write_coco
 from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, MissingTool, check_tools, score
