@@ -23,14 +23,14 @@ VideoSwinModel.register_for_auto_class("AutoModel")
 SwinBertModel.register_for_auto_class("AutoModel")
 SwinBertForVideoCaptioning.register_for_auto_class("AutoModelForImageTextToText")
 
-import swinbert.captioning.families  # noqa: E402  # adds the families of other models
-import swinbert.processing  # noqa: E402, F401  # registers the processors and the pipeline
-
 
 def bundled_model() -> str:
     """Folder of the checkpoint that is part of the package. It knows moving shapes, and nothing else."""
     return str(resources.files(__name__) / "checkpoints" / "moving-shapes")
 
+
+import swinbert.captioning.families  # noqa: E402  # adds the families of other models
+import swinbert.processing  # noqa: E402, F401  # registers the processors and the pipeline
 
 __all__ = [
     "SparseVideoMask",

@@ -61,6 +61,9 @@ class VideoCaptioningPipeline(Pipeline):
         With beams it is the sum of log-probabilities over `length ** length_penalty`.
     """
 
+    # Commit of a model from the Hub, for records of how a caption was made; set by whoever knows it.
+    model_revision: str | None = None
+
     _load_processor = True
     _load_tokenizer = False
     _load_image_processor = False
@@ -121,6 +124,11 @@ class VideoCaptioningPipeline(Pipeline):
         batches = DataLoader(clips, num_workers=num_workers, batch_size=batch_size, collate_fn=collate_clips)
         outputs = PipelineIterator(batches, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Those of `start`, `end` and `num_frames` that the constructor was given: for clips without their own."""
+        return {name: value for name, value in self._preprocess_params.items() if name != "on_error"}
 
     def preprocess(self, clip, start=None, end=None, num_frames=None, on_error="raise") -> dict[str, Any]:
         """See `read_clip`."""

@@ -21,7 +21,7 @@ from swinbert.processing import VIDEO_SUFFIXES
 if TYPE_CHECKING:
     import torch
 
-    from swinbert.training.evaluation.evaluate import Evaluation
+    from swinbert.training.evaluation.scores import Evaluation
 
 BUNDLED_MODEL_NOTICE = (
     "No --model was given: using the bundled demo, which knows moving shapes and nothing else. For real clips name a"
@@ -498,29 +498,33 @@ def evaluate(
         raise typer.BadParameter(f"--predictions is scored as it is: leave out --{given[0]}.")
     _quiet_transformers()
     with _missing_extra("train"):
-        from swinbert.training.evaluation import evaluate as evaluation
+        from swinbert.training.evaluation.caption_files import read_references
+        from swinbert.training.evaluation.clips import load_evaluation_clips
+        from swinbert.training.evaluation.evaluate import evaluate as evaluate_captioner
+        from swinbert.training.evaluation.evaluate import evaluate_predictions
+        from swinbert.training.evaluation.scores import choose_metrics
+        from swinbert.training.moving_shapes.scoring import exact_content_scores
     try:
         asked = None if metrics is None else metrics.split(",")
-        evaluation.choose_metrics(asked)  # before a model is loaded
+        choose_metrics(asked)  # before a model is loaded
         if predictions is not None:
             if references is None:
-                wanted = evaluation.load_evaluation_clips(str(dataset), split).references
+                wanted = load_evaluation_clips(str(dataset), split).references
             else:
-                wanted = evaluation.read_references(references, split)
+                wanted = read_references(references, split)
             if wanted is None:
                 raise ValueError(f"{dataset} has no captions in split {split!r}: name a file of --references.")
-            result = evaluation.evaluate_predictions(
+            result = evaluate_predictions(
                 predictions,
                 wanted,
                 output,
                 references_from=str(references or f"{dataset}, split {split!r}"),
                 metrics=asked,
+                scorers=[exact_content_scores],
                 allow_missing=allow_missing,
             )
         else:
-            clips = evaluation.load_evaluation_clips(
-                str(dataset), split, references, limit=limit, allow_missing=allow_missing
-            )
+            clips = load_evaluation_clips(str(dataset), split, references, limit=limit, allow_missing=allow_missing)
             generation = {"num_beams": beams, "max_length": max_length}
             pipe = _load_pipeline(
                 model,
@@ -531,14 +535,14 @@ def evaluate(
                 num_frames=num_frames,
                 **{name: value for name, value in generation.items() if value is not None},
             )
-            result = evaluation.evaluate(
+            result = evaluate_captioner(
                 pipe,
                 clips,
                 output,
                 metrics=asked,
+                scorers=[exact_content_scores],
                 batch_size=batch_size,
                 num_workers=min(4, (os.cpu_count() or 1) - 1) if num_workers is None else num_workers,
-                revision=revision,
             )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         _fail(str(error))
@@ -552,7 +556,7 @@ def evaluate(
 def _report_evaluation(result: "Evaluation") -> None:
     """What the numbers alone would not say."""
     if "exact" in result.summary and result.references is not None:
-        from swinbert.training.evaluation.evaluate import exact_content
+        from swinbert.training.moving_shapes.scoring import exact_content
 
         for name, caption in result.captions.items():
             reference = result.references[name][0]

@@ -16,3 +16,8 @@ def preview(value: Any, length: int = 60) -> str:
 
 def first_names(names: Sequence[str], shown: int = 5) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on one line; of a `VideoDecodeError`, without the name of the clip in front."""
+    return " ".join(str(getattr(error, "message", error)).split()) or type(error).__name__
