@@ -52,8 +52,8 @@ class _RegistrationHook(MetaPathFinder):
         try:
             register()
         except ImportError:
-            # Where two threads wait for each other's imports, Python lets one of them see an incomplete module. The other
-            # thread is executing that module then, and registers afterwards.
+            # Where two threads wait for each other's imports, Python lets one of them see an incomplete module: the
+            # other thread is executing it, and registers afterwards.
             if set(self._executing.values()) == {thread}:
                 raise
         else:
