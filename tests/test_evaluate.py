@@ -460,7 +460,7 @@ def test_two_runs_in_one_folder(evaluate, tmp_path):
     ],
 )
 def test_bad_arguments_are_found_before_a_model_is_loaded(evaluate, monkeypatch, tmp_path, options, complaint):
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(cli.loading, "load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
     result = evaluate(*options)
     assert result.exit_code == 1 and complaint in result.stderr
     assert not (tmp_path / "output").exists()
@@ -475,7 +475,7 @@ def test_bad_arguments_are_found_before_a_model_is_loaded(evaluate, monkeypatch,
     ],
 )
 def test_references_of_other_clips_are_refused(evaluate, monkeypatch, tmp_path, change, complaint):
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(cli.loading, "load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
     references = dict(REFERENCES)
     change(references)
     result = evaluate("--references", write_coco_annotations(tmp_path / "references.json", references))

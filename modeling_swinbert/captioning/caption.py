@@ -68,6 +68,10 @@ class Caption:
     error: str | None = None
     alternatives: tuple[Alternative, ...] = ()
 
+    @classmethod
+    def of_failure(cls, clip: Clip, error: str) -> "Caption":
+        return cls(clip.name, clip.start, clip.end, error=error)
+
 
 @dataclass(frozen=True)
 class _ReadClip:

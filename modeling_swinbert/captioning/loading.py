@@ -82,6 +82,8 @@ def find_model(model: str) -> str:
     """
     if model == BUNDLED_MODEL and not Path(model).exists():
         model = bundled_model()
+        if not Path(model, "config.json").is_file():
+            raise LoadingError(f"The bundled model is missing from {model}: install the package again.")
     path = Path(model).expanduser()
     if path.is_file():
         raise LoadingError(
@@ -109,9 +111,9 @@ def choose_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"Expected the device auto, cpu, cuda or cuda:NUMBER, got {name}.") from None
+        raise ValueError(f"Expected a device of auto, cpu, cuda or cuda:NUMBER, got {name}.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise LoadingError(f"This PyTorch sees no CUDA device, got {name}: use cpu.")
+        raise LoadingError(f"The device {name} is not available: this PyTorch sees no CUDA device. Use cpu.")
     return device
 
 

@@ -4,15 +4,16 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swinbert.captioning import Caption, captions
 from swinbert.captioning.journal import CaptionJournal, compared
 from swinbert.processing import VideoCaptioningPipeline
-from swinbert.training.evaluation.caption_files import read_predictions
-from swinbert.training.evaluation.clips import EvaluationClips, check_references
+from swinbert.processing.clip_reading_swinbert import available_cores
+from swinbert.training.evaluation.caption_files import read_predictions, read_references
+from swinbert.training.evaluation.clips import EvaluationClips, check_references, load_evaluation_clips
 from swinbert.training.evaluation.scores import Evaluation, Scorer, choose_metrics, score_captions, write_scores
 from swinbert.training.prepare.videos import progress
 from swinbert.utils.text import first_names, one_line
@@ -115,6 +116,61 @@ def default_folder(settings: Mapping[str, Any]) -> Path:
     return Path("outputs", "evaluation", "-".join([*what, digest[:8]]))
 
 
+def evaluate_split(
+    load_captioner: Callable[[], VideoCaptioningPipeline],
+    dataset: str,
+    split: str,
+    references: str | Path | None = None,
+    folder: Path | None = None,
+    *,
+    metrics: Iterable[str] | None = None,
+    scorers: Sequence[Scorer] = (),
+    limit: int | None = None,
+    allow_missing: bool = False,
+    batch_size: int = 8,
+    num_workers: int | None = None,
+) -> Evaluation:
+    """
+    `evaluate` of the clips of `load_evaluation_clips`, whose errors come before the model is loaded.
+
+    Args:
+        load_captioner: called once the clips, references and metrics are known to be usable.
+        num_workers: by default up to four, and one core less than there are.
+    """
+    choose_metrics(metrics)
+    clips = load_evaluation_clips(dataset, split, references, limit=limit, allow_missing=allow_missing)
+    if num_workers is None:
+        num_workers = min(4, available_cores() - 1)
+    return evaluate(
+        load_captioner(),
+        clips,
+        folder,
+        metrics=metrics,
+        scorers=scorers,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+
+
+def evaluate_file(
+    predictions: str | Path,
+    dataset: str | None,
+    split: str,
+    references: str | Path | None = None,
+    folder: Path | None = None,
+    **scoring: Any,
+) -> Evaluation:
+    """`evaluate_predictions` with the references of a file or, without one, of a split of a dataset."""
+    if references is not None:
+        captions_of_clips: Mapping[str, Sequence[str]] | None = read_references(references, split)
+    else:
+        captions_of_clips = load_evaluation_clips(str(dataset), split).references
+    if captions_of_clips is None:
+        raise ValueError(f"{dataset} has no captions in split {split!r}: name a file with --references.")
+    source = str(references or f"{dataset}, split {split!r}")
+    return evaluate_predictions(predictions, captions_of_clips, folder, references_from=source, **scoring)
+
+
 def evaluate_predictions(
     predictions: str | Path,
     references: Mapping[str, Sequence[str]],
@@ -179,4 +235,4 @@ def _scored(
     return evaluation
 
 
-__all__ = ["evaluate", "evaluate_predictions"]
+__all__ = ["evaluate", "evaluate_file", "evaluate_predictions", "evaluate_split"]
