@@ -136,7 +136,20 @@ def test_private_is_not_pushed_to_a_public_repository(hub, folder):
     assert hub.repositories["org/model"].branches["main"] == before
 
 
-def test_name_that_is_none(hub, folder):
+def test_bundled_model_is_pushed_with_code(hub, folder):
+    """The bundled folder holds no code, and stays as it is: it may be read-only."""
+    bundled = Path(swinbert.bundled_model())
+    before = {file.name: file.stat().st_mtime_ns for file in bundled.iterdir()}
+    done = swinbert_push(bundled, "org/bundled")
+    assert done.exit_code == 0, done.stderr
+    push(folder, "org/saved")
+    pushed = hub.repositories["org/bundled"].files()
+    assert without_card(pushed) == without_card(hub.repositories["org/saved"].files())
+    assert pushed["README.md"] == (bundled / "README.md").read_bytes()
+    assert {file.name: file.stat().st_mtime_ns for file in bundled.iterdir()} == before
+
+
+def test_malformed_repository_name(hub, folder):
     with pytest.raises(PushError, match="OWNER/NAME"):
         push(folder, "a/b/c")
 
@@ -146,7 +159,7 @@ def test_interrupted_upload_and_retry(hub, folder, monkeypatch):
     hub.fail_uploads = 1000
     failed = swinbert_push(folder, "org/model")
     assert failed.exit_code == 1
-    assert "model.safetensors" in failed.stderr and "The same command goes on" in failed.stderr
+    assert "model.safetensors" in failed.stderr and "same command again" in failed.stderr
     assert hub.repositories["org/model"].files().keys() == {".gitattributes"}, "half of a model can be loaded"
     hub.fail_uploads = 0
     assert swinbert_push(folder, "org/model").exit_code == 0

@@ -1,6 +1,7 @@
 """What is shipped: the modules of a saved model, and the files of the wheel."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -20,8 +21,8 @@ import swinbert
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted([*ROOT.glob("modeling_swinbert/*_swinbert.py"), *ROOT.glob("processing/*_swinbert.py")])
 NAMES = {file.stem for file in SHIPPED}
-# `trust_remote_code` demands these of the machine; what stands in `try` is optional.
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+# Packages that loading with `trust_remote_code` requires; imports inside `try` are optional.
 DEMANDED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"}
 
 
@@ -70,10 +71,58 @@ def test_an_entry_module_names_every_sibling_that_it_needs(entry):
     assert seen - {entry} <= direct
 
 
-def test_bundled_checkpoint_holds_the_code_of_this_package():
-    """A complete folder for the Hub. After a change of a shipped module: copy it there."""
-    copies = {file.name: file.read_text() for file in (ROOT / "modeling_swinbert" / "checkpoints").rglob("*.py")}
-    assert copies == {file.name: file.read_text() for file in SHIPPED}
+def test_bundled_checkpoint_is_data():
+    """Its code is the package's: a copy would grow stale, and naming it would make transformers look for it."""
+    folder = Path(swinbert.bundled_model())
+    assert {file.name for file in folder.iterdir()} == {
+        *("README.md", "config.json", "generation_config.json", "model.safetensors"),
+        *("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    }
+    for file in folder.glob("*.json"):
+        assert "auto_map" not in file.read_text() and "custom_pipelines" not in file.read_text(), file.name
+
+
+WITH_THE_PACKAGE = """
+import sys
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
+import swinbert
+model = swinbert.bundled_model()
+for auto_class in (AutoConfig, AutoModelForImageTextToText, AutoProcessor):
+    loaded = type(auto_class.from_pretrained(model))
+    assert loaded.__module__.startswith("swinbert."), loaded
+captioner = pipeline("video-captioning", model=model)
+captioner.save_pretrained(sys.argv[1])
+print(captioner(sys.argv[2])[0]["generated_text"])
+"""
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["swinbert"] = None  # importing it fails
+from transformers import pipeline
+captioner = pipeline("video-captioning", model=sys.argv[1], trust_remote_code=True)
+assert type(captioner).__module__.startswith("transformers_modules"), type(captioner)
+print(captioner(sys.argv[2])[0]["generated_text"])
+"""
+
+
+def test_bundled_checkpoint_loads_without_a_prompt_and_is_saved_with_its_code(tmp_path):
+    """In the README's order of imports; `trust_remote_code` would prompt on stdin, which is closed."""
+    clip = Path(swinbert.bundled_model()).parent / "sample.mp4"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    captions = []
+    for code in (WITH_THE_PACKAGE, WITHOUT_THE_PACKAGE):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "saved"), str(clip)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        captions.append(done.stdout.splitlines()[-1])  # libraries print too
+    assert captions[0] == captions[1] != ""
+    saved = {file.name: file.read_text() for file in (tmp_path / "saved").glob("*.py")}
+    assert saved == {file.name: file.read_text() for file in SHIPPED}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +155,7 @@ def test_wheel_holds_the_package_alone(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"swinbert"}
     assert not [name for name in names if name.endswith(PICKLES) or "/tests/" in name]
     for file in SHIPPED:
-        assert any(name.endswith(f"/{file.name}") and "/checkpoints/" not in name for name in names), file
+        assert len([name for name in names if name.endswith(f"/{file.name}")]) == 1, file
     for needed in (
         "swinbert/py.typed",
         "swinbert/processing/pipeline_swinbert.py",

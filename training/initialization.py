@@ -22,11 +22,11 @@ from transformers import (
 
 from swinbert import SwinBertConfig, SwinBertForVideoCaptioning, VideoSwinConfig, VideoSwinModel
 from swinbert.conversion.configs import crop_geometry, video_processor_for
-from swinbert.conversion.files import some
 from swinbert.conversion.names import map_names
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training.arguments import ModelArguments
 from swinbert.training.data.clip_datasets import build_tokenizer
+from swinbert.utils.text import first_names
 
 Tensors = Mapping[str, torch.Tensor]
 # One of `--tokenizer`: the words of the training captions.
@@ -214,8 +214,8 @@ class WeightAccount:
         ]
         if problems:
             raise ValueError(
-                f"{source} does not fit this model: {some(problems)}. Leave out the --config that changes the shape of"
-                " these weights."
+                f"{source} does not fit this model: {first_names(problems)}. Leave out the --config that changes the"
+                " shape of these weights."
             )
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -223,7 +223,7 @@ class WeightAccount:
                 self.new.pop(name, None)
         self.report.append(f"{len(tensors)} tensors from {source}")
         if unused := list(unused):
-            self.report.append(f"left behind of {source}: {some(unused)}")
+            self.report.append(f"left behind of {source}: {first_names(unused)}")
 
     def finish(self) -> list[str]:
         """The report."""

@@ -1,13 +1,146 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes, and locks that keep other processes away from a file."""
 
+import contextlib
+import hashlib
 import json
 import os
-from pathlib import Path
+import secrets
+import shutil
+import socket
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
-def write_json(file: Path, value: Any) -> None:
-    """Writes a file that is whole or not there."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """
+    Writes a file under a temporary name beside `file` and renames it: at no time is there a partial `file`.
+
+    Args:
+        content: bytes, or text that is written as UTF-8.
+
+    Raises:
+        OSError: the file cannot be written; what was at `file` before is still there.
+    """
+    unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+        unfinished.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def write_json(file: Path, value: Any, indent: int = 2) -> None:
+    """Writes a JSON file atomically."""
+    write_atomically(file, json.dumps(value, indent=indent) + "\n")
+
+
+@contextlib.contextmanager
+def file_lock(file: Path) -> Iterator[bool]:
+    """
+    Holds an exclusive lock on a file, which is created if needed. While the lock is held, the file names its process.
+
+    The operating system releases the lock when the process ends, however it ends.
+
+    Yields:
+        Whether files can be locked here. On Windows and some network file systems they cannot, and other processes are
+        not kept out.
+
+    Raises:
+        BlockingIOError: another process holds the lock; `strerror` names it.
+    """
+    with file.open("a+", encoding="utf-8") as opened:
+        try:
+            is_locked = _lock(opened)
+        except BlockingIOError as error:
+            opened.seek(0)
+            raise BlockingIOError(error.errno, opened.read().strip() or "a process that just started") from None
+        opened.truncate(0)
+        opened.write(f"process {os.getpid()} on {socket.gethostname()}")
+        opened.flush()
+        try:
+            yield is_locked
+        finally:
+            opened.truncate(0)
+
+
+def _lock(opened: Any) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        # Not `flock`: forked workers would inherit that lock and hold it for seconds after their parent was killed.
+        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # what some systems raise for a file that is locked
+        raise BlockingIOError(error.errno, error.strerror) from error
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raises `FileExistsError` if there is a file at `folder`, or a folder that is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty: name a new folder, or empty this one.")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """
+    Creates a folder with its content in one step: `folder` is written completely or not at all.
+
+    Yields:
+        A temporary folder beside `folder`. It is renamed to `folder` at the end of the block, or deleted, with any
+        parents that were created for it, if the block raises.
+
+    Raises:
+        FileExistsError: `folder` exists and is not empty.
+    """
+    check_new_folder(folder)
+    new_parents = [parent for parent in folder.absolute().parents if not parent.exists()]
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new_parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def inner_path(name: str) -> str | None:
+    """A relative path with forward slashes, or `None` if `name` is empty, absolute or leads out of its folder."""
+    path = PureWindowsPath(name)  # understands both kinds of slash, and drive letters
+    if path.anchor or ".." in path.parts or "\0" in name or not path.name:
+        return None
+    return path.as_posix()
+
+
+def duplicate_files(files: Iterable[Path]) -> dict[Path, Path]:
+    """Maps each file that equals an earlier one, byte for byte, to the first such file."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for file in files:
+        by_size[file.stat().st_size].append(file)
+    first: dict[bytes, Path] = {}
+    duplicates = {}
+    for same_size in by_size.values():
+        for file in same_size if len(same_size) > 1 else ():
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "blake2b").digest()
+            if (earlier := first.setdefault(digest, file)) is not file:
+                duplicates[file] = earlier
+    return duplicates

@@ -32,7 +32,9 @@ from PIL import Image, ImageDraw, ImageFont
 from swinbert.processing import VideoDecodeError, decode_video
 from swinbert.training.data.clip_datasets import build_tokenizer
 from swinbert.training.data.sources import clip_name, clip_source, load_splits, no_split
-from swinbert.training.prepare.videos import progress, same_content
+from swinbert.training.splits import spans_overlap
+from swinbert.utils.files import duplicate_files
+from swinbert.utils.progress import progress
 
 # Of these, training or evaluation breaks ...
 BREAKING = {
@@ -440,7 +442,7 @@ def _look_for_leaks(report: Report, splits: dict[str, datasets.Dataset], checks:
         return
     identities = {check.identity for found in checks.values() for check in found.values() if check.identity}
     files = [Path(each) for each in identities if os.path.isfile(each)]
-    same = {str(file): str(earlier) for file, earlier in same_content(files).items()}
+    same = {str(file): str(earlier) for file, earlier in duplicate_files(files).items()}
     by_source: dict[tuple[str, str], list[tuple[str, int, float | None, float | None]]] = defaultdict(list)
     by_captions: dict[frozenset[str], list[tuple[str, int]]] = defaultdict(list)
     for split, clips in splits.items():
@@ -460,7 +462,7 @@ def _look_for_leaks(report: Report, splits: dict[str, datasets.Dataset], checks:
         if len({split for split, *_ in clips}) > 1:
             for split, number, start, end in clips:
                 others = [other for other in clips if other[0] != split]
-                overlapping = [other for other in others if _overlap(start, end, *other[2:])]
+                overlapping = [other for other in others if spans_overlap(start, end, *other[2:])]
                 kind = "in two splits" if overlapping else "source in two splits"
                 if leaks.get((split, number), ("",))[0] != "in two splits":
                     leaks[split, number] = kind, _other(splits, *(overlapping or others)[0][:2])
@@ -477,11 +479,6 @@ _COMPARED = ("video_id", "start", "end", "captions")
 
 def _other(splits: dict[str, datasets.Dataset], split: str, number: int) -> str:
     return f"{clip_name(splits[split][number])} of {split}"
-
-
-def _overlap(start: float | None, end: float | None, other_start: float | None, other_end: float | None) -> bool:
-    ends = [float("inf") if each is None else each for each in (end, other_end)]
-    return max(start or 0, other_start or 0) < min(ends)
 
 
 # --- The picture ------------------------------------------------------------------------------------------------------

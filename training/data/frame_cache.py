@@ -1,12 +1,10 @@
 """Sampled frames on disk, kept between runs, for machines where decoding is the bottleneck."""
 
-import contextlib
 import hashlib
 import importlib
 import io
 import json
 import os
-import secrets
 import warnings
 import zipfile
 import zlib
@@ -18,6 +16,7 @@ import torch
 from PIL import Image
 
 from swinbert.training.data.sources import clip_source
+from swinbert.utils.files import write_atomically
 from swinbert.version import __version__
 
 FORMATS = ("jpeg", "raw")
@@ -87,18 +86,14 @@ class FrameCache:
         return self.folder / name[:2] / f"{name}.zip"
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Under another name first: who reads meanwhile, or is killed meanwhile, leaves no half file behind."""
+        """Keeps frames, until the folder takes no more."""
         if self._is_full:
             return
-        unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.unfinished")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
+            write_atomically(path, content)
         except OSError as error:
             self._is_full = True
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
             warnings.warn(f"{self.folder} takes no more frames ({error}): they are decoded instead.", stacklevel=2)
 
 
