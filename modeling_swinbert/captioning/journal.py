@@ -1,5 +1,6 @@
 """A file of captions that is continued after an interruption: each caption is on disk as soon as it is made."""
 
+import contextlib
 import json
 import os
 import warnings
@@ -9,13 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from swinbert.captioning.settings import flattened
-from swinbert.utils.files import write_json
+from swinbert.utils.files import file_lock, write_atomically, write_json
 from swinbert.utils.text import preview
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
 
 # Where model and dataset were found. Their content is compared instead.
 _NOT_COMPARED = ("model.name", "dataset.name")
@@ -43,38 +39,31 @@ class CaptionJournal:
             raise NotADirectoryError(f"Expected a folder for the output, found the file {folder}.")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.file = folder, folder / "predictions.jsonl"
-        self._lock = (folder / ".lock").open("w")
-        try:
-            self._claim(settings)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(file_lock(folder / ".lock"))
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"{folder} is in use by {error.strerror}: wait for it, or name another output folder."
+                ) from None
+            self._check_settings(settings)
             self.lines = self._read()
             self._output = self.file.open("a", encoding="utf-8")
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = stack.pop_all()
 
     def __enter__(self) -> "CaptionJournal":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        try:
-            self._output.close()
-        except OSError:  # of a full disk: `error` says so already
-            if error is None:
-                raise
-        finally:
-            self._lock.close()
-
-    def _claim(self, settings: Mapping[str, Any]) -> None:
-        if fcntl is not None:
+        with self._lock:
             try:
-                # Not `flock`, which the workers of a killed process would hold for seconds.
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise BlockingIOError(
-                    f"Another process is writing to {self.folder}: wait for it, or name another output folder."
-                ) from None
-            except OSError:  # a file system without locks
-                pass
+                self._output.close()
+            except OSError:  # of a full disk: `error` says so already
+                if error is None:
+                    raise
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Compares the settings with those in the folder, or writes them there."""
         settings_file = self.folder / "settings.json"
         wanted = json.loads(json.dumps(settings))
         if not settings_file.exists():
@@ -146,9 +135,7 @@ class CaptionJournal:
         if lines == list(self.lines.values()):
             return
         self._output.close()
-        unfinished = self.file.with_name(f".{self.file.name}.unfinished")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(unfinished, self.file)
+        write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in lines))
         self.lines = {line["id"]: line for line in lines}
         self._output = self.file.open("a", encoding="utf-8")
 
