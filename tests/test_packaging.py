@@ -23,7 +23,7 @@ SHIPPED = sorted([*ROOT.glob("modeling_swinbert/*_swinbert.py"), *ROOT.glob("pro
 NAMES = {file.stem for file in SHIPPED}
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 # Packages that loading with `trust_remote_code` requires; imports inside `try` are optional.
-DEMANDED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"}
+REQUIRED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"}
 
 
 def imports(tree: ast.AST, optional: bool = False):
@@ -36,22 +36,22 @@ def imports(tree: ast.AST, optional: bool = False):
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_shipped_modules_import_what_remote_code_may(file):
+def test_shipped_modules_import_only_what_remote_code_can(file):
     for name, level, optional in imports(ast.parse(file.read_text())):
         if level:
             assert level == 1 and name in NAMES, f"{file.name}: relative import of {name!r}"
         elif name not in sys.stdlib_module_names and not optional:
-            assert name in DEMANDED, f"{file.name} demands {name}"
+            assert name in REQUIRED, f"{file.name} requires {name}"
     for line in file.read_text().splitlines():
         if line.strip().startswith("from ."):
             assert line.split()[1].removeprefix(".") in NAMES, f"the loader reads {line!r} as an import"
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_loader_of_remote_code_finds_and_demands_no_more(file):
-    """As it reads a file itself: by its text for siblings, and without regard to what is called."""
+def test_loader_of_remote_code_finds_siblings_and_requirements(file):
+    """The loader finds siblings in the text of a file, and requires every package that is imported anywhere in it."""
     assert set(get_relative_imports(file)) <= NAMES
-    assert {name.split(".")[0] for name in get_imports(file)} - sys.stdlib_module_names <= DEMANDED
+    assert {name.split(".")[0] for name in get_imports(file)} - sys.stdlib_module_names <= REQUIRED
 
 
 @pytest.mark.parametrize("entry", ["modeling_swinbert", "processing_swinbert"])
@@ -127,7 +127,7 @@ def test_bundled_checkpoint_loads_without_a_prompt_and_is_saved_with_its_code(tm
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of the source distribution, as an index would have both."""
+    """The wheel, built from the source distribution."""
     folder = tmp_path_factory.mktemp("built")
 
     def build(kind: str, source: Path) -> None:
@@ -188,7 +188,7 @@ def test_version_is_in_one_place():
 
 
 def test_citation_file():
-    """The rules of the Citation File Format 1.2.0 for the keys that are in it."""
+    """The rules of the Citation File Format 1.2.0 for the keys that the file uses."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= citation.keys()
