@@ -29,7 +29,7 @@ if os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu":
 
     torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
-    train.check_world = lambda *args: None
+    train.check_process_group = lambda *args: None
 
 
 class Die(TrainerCallback):
@@ -51,7 +51,7 @@ def main() -> None:
 
     trainer.compute_metrics = compute_metrics
     train.run(trainer)
-    process_group.leave_world()
+    process_group.destroy_process_group()
 
 
 if __name__ == "__main__":

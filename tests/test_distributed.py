@@ -18,7 +18,7 @@ from swinbert import bundled_model
 from swinbert.training import process_group, train
 from swinbert.training.arguments import parse_arguments
 from swinbert.training.checkpoints import RunError
-from swinbert.training.process_group import check_world
+from swinbert.training.process_group import check_process_group
 
 LAUNCHED = Path(__file__).with_name("launched.py")
 RECIPES = Path(train.__file__).parent / "recipes"
@@ -165,28 +165,28 @@ def test_shared_out_parameters(shapes, ddp, tmp_path, how):
         {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"},  # accelerate launch --cpu --num_processes 2
     ],
 )
-def test_worlds_of_one_are_refused(shapes, tmp_path, monkeypatch, environment):
+def test_processes_without_a_group_are_an_error(shapes, tmp_path, monkeypatch, environment):
     training = parse_arguments(tiny_run.arguments(shapes, tmp_path))[2]
-    check_world(training)
+    check_process_group(training)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match="each would train a model of its own"):
-        check_world(training)
+        check_process_group(training)
 
 
 def test_fsdp_that_would_be_left_out_is_refused(shapes, tmp_path, monkeypatch):
     training = parse_arguments(tiny_run.arguments(shapes, tmp_path))[2]
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RunError, match="FSDP needs GPUs"):
-        check_world(training)
+        check_process_group(training)
 
 
 def test_self_critical_training_with_parted_weights_is_refused(shapes, tmp_path, monkeypatch):
     training = parse_arguments(tiny_run.arguments(shapes, tmp_path))[2]
-    check_world(training, "scst")
+    check_process_group(training, "scst")
     monkeypatch.setattr(process_group, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(RunError, match="use ZeRO-2"):
-        check_world(training, "scst")
+        check_process_group(training, "scst")
 
 
 @pytest.mark.parametrize("objective", ["masked_lm", "causal_lm"])

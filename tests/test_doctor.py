@@ -1,4 +1,4 @@
-"""The doctor names what is wrong with a dataset, and nothing else."""
+"""`swinbert doctor` reports every problem of a dataset, and none of a good one."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from swinbert import cli
 from swinbert.training.data import doctor
 from swinbert.training.data.doctor import examine
+from swinbert.training.tokenization import build_tokenizer
 
 BAD = Path(__file__).parent.parent.parent / "shared" / "bad"
 
@@ -75,8 +76,6 @@ def test_problems_of_captions(videos):
 
 
 def test_words_that_a_given_tokenizer_does_not_know(videos):
-    from swinbert.training.data.clip_datasets import build_tokenizer
-
     lines = [{"file_name": "a.mp4", "captions": ["a dog"]}, {"file_name": "b.mp4", "captions": ["犬が走る"]}]
     report = examine(write(videos, lines), tokenizer=build_tokenizer(["a dog"]), workers=0)
     assert problems(report, "train") == {"unknown words": ["b.mp4 ('犬が走る')"]}
@@ -199,7 +198,7 @@ def test_a_model_says_how_captions_are_measured(command, videos):
     write(videos, [{"file_name": "a.mp4", "captions": ["circle " * 60, "zebra ☃"]}])
     result = command(videos, "--workers", 0, "--model", bundled_model())
     assert result.exit_code == 0, result.output
-    assert "captions that will be cut: 1" in result.stdout and "does not know: 1" in result.stdout
+    assert "captions that will be truncated: 1" in result.stdout and "does not know: 1" in result.stdout
 
 
 @pytest.mark.skipif(not BAD.is_dir(), reason="no ../shared/bad")

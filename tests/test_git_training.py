@@ -13,11 +13,12 @@ from captioning import write_clip, write_git_folder
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 from typer.testing import CliRunner
 
+from swinbert import bundled_model
 from swinbert.cli import app
 from swinbert.training import train
-from swinbert.training.arguments import ModelArguments
+from swinbert.training.arguments import DataArguments, ModelArguments
 from swinbert.training.data.clip_datasets import ClipDataset, load_clips
-from swinbert.training.git import frame_reader, git_collator, load_git
+from swinbert.training.families import GitFamily, SwinBertFamily, model_family
 
 CAPTIONS = [["a man runs", "the man turns left and runs", "a man"], ["a red car is in grass", "the car", "a blue car"]]
 
@@ -39,14 +40,15 @@ def dataset(tmp_path_factory):
 
 
 def loaded(folder, config=None, **arguments):
-    return load_git(ModelArguments(model=str(folder), **arguments), config or {})
+    return GitFamily().load(ModelArguments(model=str(folder), **arguments), config or {})
 
 
 def batch_of(folder, dataset, indices, model=None, **arguments):
     source, processor, _ = loaded(folder)
     model = model or source
-    clips = ClipDataset(load_clips(dataset, "train"), frame_reader(model, processor))
-    return git_collator(model, processor, **arguments)([clips[index] for index in indices]), processor
+    clips = ClipDataset(load_clips(dataset, "train"), GitFamily().frame_reader(model, processor))
+    data = DataArguments(str(dataset), **arguments)
+    return GitFamily().collator(model, processor, data)([clips[index] for index in indices]), processor
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -110,7 +112,7 @@ def test_a_model_of_single_images(tmp_path, dataset):
 
     # With embeddings of time it sees clips; these start at zero, all else is as it was.
     model, _, report = loaded(folder, {"num_image_with_embedding": 4})
-    assert "4 tensors start anew: git.img_temporal_embedding (4)" in report
+    assert any("4 tensors" in line and "git.img_temporal_embedding (4)" in line for line in report)
     weights, before = model.state_dict(), AutoModelForCausalLM.from_pretrained(folder).state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
     assert all(not tensor.any() for name, tensor in weights.items() if name not in before)
@@ -120,16 +122,23 @@ def test_a_model_of_single_images(tmp_path, dataset):
     assert model(**batch).loss.isfinite()
 
 
+def test_the_type_of_a_model_decides_its_family(folder):
+    assert isinstance(model_family(str(folder)), GitFamily)
+    for model in (None, bundled_model()):
+        assert isinstance(model_family(model), SwinBertFamily)
+
+
 @pytest.mark.parametrize(
     ("arguments", "config", "message"),
     [
+        ({"lora_rank": 2}, {}, "no --lora_rank"),
         ({"objective": "scst"}, {}, "no --objective scst"),
         ({"objective": "masked_lm"}, {}, "no --objective masked_lm"),
         ({"tokenizer": "captions"}, {}, "no --tokenizer"),
         ({"mask": "there"}, {}, "no --mask"),
         ({}, {"num_frames": 8}, "no --config.num_frames.*--config.num_image_with_embedding"),
         ({}, {"num_image_with_embedding": 4}, "does not fit"),
-        ({"freeze": ["bert"]}, {}, "bert is in no parameter's name; there are .*git.image_encoder"),
+        ({"freeze": ["bert"]}, {}, "--freeze bert .*git.image_encoder"),
     ],
 )
 def test_what_git_has_not_is_refused(tmp_path, arguments, config, message):

@@ -21,6 +21,7 @@ from swinbert.training.moving_shapes import (
     render,
     wordings,
 )
+from swinbert.training.moving_shapes.scoring import exact_content, exact_content_scores
 
 SOLO = Content("red", "circle", "small", ("left",))
 SEQUENCE = Content("red", "circle", "small", ("left", "grow"))
@@ -181,3 +182,27 @@ def test_make_shapes_refuses_a_folder_in_use_and_odd_numbers(tmp_path):
         make_shapes(tmp_path, train=1)
     with pytest.raises(ValueError, match="numbers of clips"):
         make_shapes(tmp_path / "x", train=-1)
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+
+def test_exact_content_compares_meaning():
+    reference = "a small red circle moves left, then it gets larger"
+    captions = [
+        "a small red circle moves left and after that gets larger",
+        "a small red circle gets larger, then it moves left",
+        "a",
+    ]
+    assert exact_content(captions, [reference] * 3) == [True, False, False]
+    with pytest.raises(ValueError, match="moving shapes"):
+        exact_content(["a"], ["a man is singing"])
+
+
+def test_scores_apply_only_to_references_of_moving_shapes():
+    ours, other = "a small red circle moves left", "a man is singing"
+    captions = {"a": ours, "b": other}
+    assert exact_content_scores(captions, {"a": [ours], "b": [ours]}) == {"exact": 1, "exact_content": 0.5}
+    assert exact_content_scores({"a": ours}, {"a": [other]}) == {}
+    with pytest.warns(UserWarning, match="1 of 2 references .*a man is singing"):
+        assert exact_content_scores(captions, {"a": [ours], "b": [other]}) == {}

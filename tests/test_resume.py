@@ -61,7 +61,7 @@ def test_a_run_that_failed_goes_on_to_the_same_weights(shapes, uninterrupted, tm
     arguments = tiny_run.arguments(shapes, tmp_path, dataloader_num_workers=workers)
     fail_after(3, arguments)
     assert names(tmp_path) == ["checkpoint-2"]
-    assert "goes on from" in capfd.readouterr().err
+    assert "resumes from" in capfd.readouterr().err
     fail_after(7, arguments)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     train.main(arguments)
@@ -143,8 +143,8 @@ KILLED = {
         Trainer._save_scaler = lambda self, folder: die() if self.state.global_step == 4 else save(self, folder)
     """,
     "before a checkpoint got its place": """
-        flush = checkpoints._flush
-        checkpoints._flush = lambda folder: die() if folder.name == "checkpoint-4" else flush(folder)
+        flush = checkpoints._flush_to_disk
+        checkpoints._flush_to_disk = lambda folder: die() if folder.name == "checkpoint-4" else flush(folder)
     """,
 }
 
@@ -182,7 +182,7 @@ def test_other_arguments_are_refused_by_name(shapes, tmp_path):
         "per_device_train_batch_size",
         "seed",
     ]
-    assert "seed: 88 there, 3 now" in str(error.value) and "--start_anew" in str(error.value)
+    assert "seed: 88 in the checkpoint, 3 now" in str(error.value) and "--start_anew" in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
     # What does not change what is learnt may change.
     free = {"dataloader_num_workers": 1, "logging_steps": 2, "save_steps": 3, "num_samples": 0, "keep_frames": False}
@@ -194,14 +194,13 @@ def test_a_folder_that_is_no_checkpoint_is_refused(shapes, tmp_path, content):
     (tmp_path / "checkpoint-3").mkdir()
     if content is not None:
         (tmp_path / "checkpoint-3" / "run.json").write_text(content)
-    with pytest.raises(RunError, match="checkpoint-3 is no whole checkpoint"):
+    with pytest.raises(RunError, match="checkpoint-3 is not a complete checkpoint"):
         train.main(tiny_run.arguments(shapes, tmp_path))
 
 
 def test_two_runs_in_one_folder(shapes, tmp_path):
-    code = "import sys, types; from swinbert.training import checkpoints\n"
-    code += "args = types.SimpleNamespace(output_dir=sys.argv[1], process_index=0)\n"
-    code += "with checkpoints.locked(args): print('locked', flush=True); sys.stdin.read()"
+    code = "import sys; from swinbert.training import checkpoints\n"
+    code += "with checkpoints.lock_output_folder(sys.argv[1]): print('locked', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
@@ -231,7 +230,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(shapes, uninterrupted, 
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(1.2 * weights), limits[1]))
     try:
-        with pytest.raises(RunError, match="could not be written.*checkpoint-2 is whole"):
+        with pytest.raises(RunError, match="could not be written.*checkpoint-2 is complete"):
             train.main(arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -265,7 +264,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(shapes, uninterrupted, tmp_path, 
     assert signal.getsignal(number) is handler
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
     assert not (tmp_path / "model.safetensors").exists()
-    assert f"The same command goes on from {tmp_path / 'checkpoint-5'}" in capsys.readouterr().err
+    assert f"resumes from {tmp_path / 'checkpoint-5'}" in capsys.readouterr().err
     train.main(arguments)
     assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
 

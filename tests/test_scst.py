@@ -8,9 +8,9 @@ import torch
 from swinbert import SwinBertConfig, SwinBertForVideoCaptioning
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training.arguments import SwinBertTrainingArguments
-from swinbert.training.data.clip_datasets import build_tokenizer
 from swinbert.training.data.collators import CaptionCollator
 from swinbert.training.scst import CaptionReward, SelfCriticalTrainer, self_critical_loss, sequence_log_probs
+from swinbert.training.tokenization import build_tokenizer
 
 
 @pytest.mark.parametrize(("sparse_mask", "objective"), [("soft", "masked_lm"), ("none", "causal_lm")])

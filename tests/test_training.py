@@ -18,10 +18,12 @@ from swinbert import SwinBertConfig
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training import train
 from swinbert.training.arguments import SwinBertTrainingArguments, parse_arguments
-from swinbert.training.data.clip_datasets import ClipDataset, build_tokenizer, load_clips, shift_clip
+from swinbert.training.data.augmentation import shift_clip
+from swinbert.training.data.clip_datasets import ClipDataset, load_clips
 from swinbert.training.data.collators import CaptionCollator, mask_caption
 from swinbert.training.evaluation import evaluate
 from swinbert.training.moving_shapes import make_shapes
+from swinbert.training.tokenization import build_tokenizer
 from swinbert.training.trainer import VideoCaptioningTrainer
 
 ORIGINAL = json.loads((golden.FOLDER / "training.json").read_text())
@@ -315,23 +317,11 @@ def test_accumulated_steps_log_the_loss_of_one_big_step(shapes, tmp_path):
         torch.testing.assert_close(states[1][name], tensor, atol=2e-4, rtol=0, msg=name)
 
 
-def test_exact_content_compares_meaning():
-    reference = "a small red circle moves left, then it gets larger"
-    captions = [
-        "a small red circle moves left and after that gets larger",
-        "a small red circle gets larger, then it moves left",
-        "a",
-    ]
-    assert evaluate.exact_content(captions, [reference] * 3) == [True, False, False]
-    with pytest.raises(ValueError, match="moving shapes"):
-        evaluate.exact_content(["a"], ["a man is singing"])
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
 def test_freed_memory_is_kept_or_goes_back():
     program = """
 import sys, torch
-from swinbert.training.process_group import keep_freed_memory
+from swinbert.training.memory import keep_freed_memory
 
 if sys.argv[1] != "left alone":
     keep_freed_memory(sys.argv[1] == "kept")

@@ -552,7 +552,7 @@ def evaluate(
 def _report_evaluation(result: "Evaluation") -> None:
     """What the numbers alone would not say."""
     if "exact" in result.summary and result.references is not None:
-        from swinbert.training.evaluation.evaluate import exact_content
+        from swinbert.training.moving_shapes.scoring import exact_content
 
         for name, caption in result.captions.items():
             reference = result.references[name][0]

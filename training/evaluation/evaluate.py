@@ -29,7 +29,7 @@ from swinbert.processing.pipeline_swinbert import collate
 from swinbert.training.data.sources import clip_source, load_clips
 from swinbert.training.evaluation.caption_files import clip_ids, read_predictions, read_references, write_coco
 from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, MissingTool, check_tools, score
-from swinbert.training.moving_shapes import content
+from swinbert.training.moving_shapes.scoring import exact_content_scores
 from swinbert.training.prepare.videos import progress
 from swinbert.utils.files import write_json
 from swinbert.utils.text import first_names
@@ -387,7 +387,7 @@ def _scored(
         summary["distinct_captions"] = len(set(captions.values())) / len(captions)
     if captions and wanted:
         summary["references"] = sum(map(len, wanted.values()))
-        summary |= world_scores(captions, wanted)
+        summary |= exact_content_scores(captions, wanted)
         scores, failed = corpus_scores(captions, wanted, metrics)
         summary |= scores
         left_out |= failed
@@ -412,36 +412,6 @@ def corpus_scores(
         plain = [name for name in metrics if name in METRICS_WITHOUT_JAVA]
         failed = {name: str(error) for name in metrics if name not in plain}
         return (score(captions, references, plain)["corpus"] if plain else {}), failed
-
-
-def world_scores(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """On moving shapes, how many captions say exactly what their clip shows; on other data, nothing."""
-    first = [references[name][0] for name in captions]
-    if strange := [caption for caption in first if not content(caption)]:
-        if len(strange) < len(first):
-            warnings.warn(
-                f"No exact content: {len(strange)} of {len(first)} references are no sentences of moving shapes,"
-                f" such as {strange[0]!r}.",
-                stacklevel=2,
-            )
-        return {}
-    right = exact_content(list(captions.values()), first)
-    return {"exact": sum(right), "exact_content": sum(right) / len(right)}
-
-
-def exact_content(captions: Sequence[str], references: Sequence[str]) -> list[bool]:
-    """
-    Whether each caption says what its reference says: not words are compared but `moving_shapes.content`. A sentence
-    that is not well formed says nothing, and is wrong.
-
-    Raises:
-        ValueError: a reference is no sentence of moving shapes.
-    """
-    meant = [content(reference) for reference in references]
-    if None in meant:
-        odd = references[meant.index(None)]
-        raise ValueError(f"Expected captions of moving shapes (`swinbert make-shapes`), found {odd!r}.")
-    return [content(caption) == what for caption, what in zip(captions, meant, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> Any:
