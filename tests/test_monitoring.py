@@ -233,7 +233,7 @@ def test_figure_of_a_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return str(make_shapes(tmp_path_factory.mktemp("world") / "shapes", train=4, validation=4, test=0))
+    return str(make_shapes(tmp_path_factory.mktemp("shapes") / "shapes", train=4, validation=4, test=0))
 
 
 TINY = [

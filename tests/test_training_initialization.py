@@ -99,7 +99,7 @@ def test_fusion_encoder_of_a_bert(bert_folder):
     assert "lm_head" not in report[-1] and "model.embeddings" not in report[-1]
 
 
-def test_a_bert_without_a_head_leaves_the_head_new(bert_folder, tmp_path):
+def test_a_bert_without_a_head_leaves_the_head_from_scratch(bert_folder, tmp_path):
     BertModel(BertConfig.from_pretrained(bert_folder)).save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(bert_folder).save_pretrained(tmp_path)
     config = {"vision_config": VISION, "projection_dim": 24}
@@ -108,7 +108,7 @@ def test_a_bert_without_a_head_leaves_the_head_new(bert_folder, tmp_path):
     assert "lm_head.transform" in report[-1] and "lm_head.decoder" in report[-1]
 
 
-def test_words_of_a_fresh_tokenizer_keep_their_weights(bert_folder, model_folder):
+def test_tokens_of_a_new_tokenizer_keep_their_weights(bert_folder, model_folder):
     args = ModelArguments(text_encoder=bert_folder, tokenizer="captions")
     model, processor, report = load_model(args, {"vision_config": VISION, "projection_dim": 24}, CAPTIONS)
     assert "dog" not in processor.tokenizer.get_vocab() and "tokens keep their weights" in report[0]
@@ -147,7 +147,7 @@ def test_words_of_a_fresh_tokenizer_keep_their_weights(bert_folder, model_folder
         ({}, {**CONFIG, "vision_config": {"embed_dims": 32}}, "no field vision_config.embed_dims"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, config, message, model_folder, backbone_folder, bert_folder):
+def test_incompatible_sources_are_an_error(arguments, config, message, model_folder, backbone_folder, bert_folder):
     folders = {"MODEL": model_folder, "BACKBONE": backbone_folder, "BERT": bert_folder}
     arguments = {name: folders.get(value, value) for name, value in arguments.items()}
     with pytest.raises(ValueError, match=message):
@@ -181,7 +181,7 @@ def test_entire_model_at_another_frame_rate_and_resolution(model_folder):
 
 
 def test_other_changes_leave_the_processor_as_it_was(model_folder, tmp_path):
-    """As self-critical training makes them, of a model that was saved in half precision."""
+    """Self-critical training changes dropout; the model was saved in half precision."""
     AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(model_folder)
     processor.video_processor.size = {"shortest_edge": 40}
@@ -217,16 +217,16 @@ def test_interpolated_mask():
     assert torch.equal(resize_mask(weight, old, old), weight)
     constant = resize_mask(torch.full((12, 12), -2.0), old, (5, 3, 4))
     assert constant.shape == (60, 60)
-    # In another corner of the clip, away from its own place on the diagonal, a token sees what it saw.
+    # Far from the diagonal, the values do not change.
     assert constant[0, -1].item() == pytest.approx(-2.0)
     assert constant[0, 0] > 5 and constant.min().item() == pytest.approx(-2.0)
     mask = torch.sigmoid(weight.double()).fill_diagonal_(1.0).view(*old, *old)
     resized = torch.sigmoid(resize_mask(weight, old, new).double()).view(*new, *new)
-    # Twice the frames: the outermost keep what they saw of the outermost, those between are a quarter on the way.
+    # Twice the frames: the outermost keep their values, the next ones are interpolated with weights 3/4 and 1/4.
     torch.testing.assert_close(resized[0, :, :, -1], mask[0, :, :, -1], atol=1e-6, rtol=0)
     between = 0.75 * mask[0, :, :, 1] + 0.25 * mask[1, :, :, 1]
     torch.testing.assert_close(resized[1, :, :, -1], between, atol=1e-6, rtol=0)
-    # Time alone is interpolated: no position takes part in another's.
+    # Only time is interpolated: positions do not mix.
     moved = weight.clone().view(*old, *old)
     moved[:, 0, 0] += 1.0
     differs = (resize_mask(moved.view(12, 12), old, new) - resize_mask(weight, old, new)).view(*new, *new).abs() > 1e-6

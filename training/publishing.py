@@ -148,7 +148,7 @@ class PublishingTrainer(CheckpointingTrainer):
 
     def _procedure(self) -> str:
         """Markdown: the training data, and the most important arguments."""
-        run = self._set_arguments()
+        run = self._nonempty_arguments()
         steps = f"{self.state.global_step:,} steps ({self.state.epoch or 0:.1f} epochs) of `swinbert train`"
         if self.data is None:
             trained_on = f"{steps}."
@@ -160,12 +160,12 @@ class PublishingTrainer(CheckpointingTrainer):
         )
 
     def _provenance(self) -> str:
-        run = self._set_arguments()
+        run = self._nonempty_arguments()
         sources = [f"`{key}` {_shown(run[key])}" for key in ("model", "backbone", "text_encoder", "mask") if key in run]
         start = f"Training started from {', '.join(sources) if sources else 'scratch'}."
         return f"{start} The licence of the weights is not stated yet."
 
-    def _set_arguments(self) -> dict[str, Any]:
+    def _nonempty_arguments(self) -> dict[str, Any]:
         return {key: value for key, value in self.run.items() if value not in (None, "", [], False)}
 
     def _datasets(self) -> list[str]:

@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from swinbert.training.checkpoints import lock_output_folder
 from swinbert.training.studies.jobs import read_results, run_jobs, shell_line
 from swinbert.training.studies.plan import RECIPE, Sizes, chosen_studies, plan_jobs
@@ -43,7 +45,7 @@ def run_studies(
     jobs = plan_jobs(sizes, only, extra)
     with lock_output_folder(folder):
         recipe = folder / RECIPE.name
-        if recipe.exists() and recipe.read_bytes() != RECIPE.read_bytes():
+        if recipe.exists() and yaml.safe_load(recipe.read_bytes()) != yaml.safe_load(RECIPE.read_bytes()):
             raise ValueError(f"{folder} has runs of another recipe ({recipe.name}): give another --output_dir.")
         shutil.copyfile(RECIPE, recipe)
         commands = "".join(f"{shell_line(job)}\n" for job in jobs)

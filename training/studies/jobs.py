@@ -124,7 +124,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, cores: Sequence[int]) -> dict[st
                         finished.add(each.job.name)
                     else:
                         failed[each.job.name] = each.log_end()
-                    progress.update_finished(each, running)
+                    progress.job_ended(each, running)
         finally:
             for each in running:
                 each.process.terminate()
@@ -272,7 +272,7 @@ class _Progress:
                 f"{self.num_finished}/{len(self.estimates)}  {current}  {self._remaining_time(done)} left"
             )
 
-    def update_finished(self, run: _RunningJob, running: Sequence[_RunningJob]) -> None:
+    def job_ended(self, run: _RunningJob, running: Sequence[_RunningJob]) -> None:
         job, success = run.job, run.process.exitcode == 0
         self.done += self.estimates[job.name]
         self.num_finished += success

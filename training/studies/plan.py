@@ -142,16 +142,16 @@ STUDIES = (
     Study(
         name="binary",
         title="A binary mask against a soft one",
-        about="Each run goes on from a finished one by the same few steps; the binary mask is the soft one, cut at one"
-        " half. The paper, CIDEr at 64 frames, full/soft/binary: MSVD 144.7/149.4/146.3, MSRVTT 55.3/55.9/55.0, VATEX"
-        " 72.7/73.0/71.9.",
+        about="Each run trains a finished model for the same few further steps; the binary mask is the soft mask,"
+        " thresholded at one half. The paper, CIDEr at 64 frames, full/soft/binary: MSVD 144.7/149.4/146.3, MSRVTT"
+        " 55.3/55.9/55.0, VATEX 72.7/73.0/71.9.",
         rows={"full attention": "tuned-full", "soft": "tuned-soft", "binary": "tuned-binary"},
         sparsity=True,
     ),
     Study(
         name="frame_rates",
         title="The mask of 8 frames for 16 frames",
-        about="Gate with sparsity loss; equal steps at 16 frames, to which those at 8 frames come in addition. The"
+        about="Gate with sparsity loss; equal steps at 16 frames, in addition to the steps at 8 frames. The"
         " paper, CIDEr, 32 to 64 frames, mask only/entire model: VATEX 73.0/72.4, MSRVTT 55.9/55.6.",
         rows={
             "new mask": "gate",
@@ -200,8 +200,8 @@ STUDIES = (
         name="objectives",
         title="Masked LM against causal LM",
         about="Full attention, 16 frames, equal steps and captions: SwinBERT's objective predicts three quarters of the"
-        " words, GIT's all. Their losses are not of the same words, and are not compared. The paper has no such"
-        " comparison.",
+        " words, GIT's all of them. Their losses are over different words, and cannot be compared. The paper has no"
+        " such comparison.",
         rows={"masked LM": "full-16-frames", "causal LM": "causal"},
         compare_loss=False,
     ),
