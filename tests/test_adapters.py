@@ -41,7 +41,7 @@ def trained_names(model):
 
 
 @needs_peft
-def test_what_is_adapted(model, pixels):
+def test_adapted_layers(model, pixels):
     before = model.generate(pixel_values_videos=pixels)
     adapted = add_lora(model, rank=2)
     names = trained_names(adapted)
@@ -56,7 +56,7 @@ def test_what_is_adapted(model, pixels):
 
 @needs_peft
 @pytest.mark.parametrize("change", ["frozen", "hard"])
-def test_a_mask_that_does_not_learn_is_no_part_of_it(model, change):
+def test_a_mask_that_is_not_trained_is_not_saved_with_the_adapter(model, change):
     if change == "frozen":
         model.model.sparse_mask.requires_grad_(False)
     model.config.sparse_mask = {"frozen": "soft", "hard": "hard"}[change]
@@ -92,7 +92,7 @@ def test_folders_of_adapters(model, tmp_path):
 
 
 @needs_peft
-def test_a_pickled_adapter_is_refused(hub, model, tmp_path, monkeypatch):
+def test_a_pickled_adapter_is_an_error(hub, model, tmp_path, monkeypatch):
     add_lora(model, rank=1).save_pretrained(tmp_path)
     torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_model.safetensors").unlink()
@@ -117,7 +117,7 @@ def test_a_pickled_adapter_is_refused(hub, model, tmp_path, monkeypatch):
         ("org/base", "model.safetensors", True),
     ],
 )
-def test_a_damaged_download_is_refused(hub, model, tmp_path, repository, damaged, from_folder):
+def test_a_damaged_download_is_an_error(hub, model, tmp_path, repository, damaged, from_folder):
     pipeline("video-captioning", model=swinbert.bundled_model(), device="cpu").push_to_hub("org/base")
     add_lora(model, rank=1).save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -192,7 +192,7 @@ def test_train_push_load_merge(hub, pixels, tmp_path):
     assert (card.data.library_name, card.data.base_model) == ("peft", "org/base") and "lora" in card.data.tags
     assert str(tmp_path) not in card.content and "`lora_rank`: 4" in card.content
 
-    # The run goes on from its first checkpoint to the same adapter.
+    # Resumed from its first checkpoint, the run has the same adapter.
     shutil.rmtree(tmp_path / "out" / "checkpoint-4")
     (tmp_path / "out" / "adapter_model.safetensors").unlink()
     train.run(train.build_trainer(argv))

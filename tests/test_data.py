@@ -1,4 +1,4 @@
-"""Sources of clips: each gives the same columns, refuses what it cannot read, and loses nothing in silence."""
+"""Datasets: all sources give the same columns, malformed ones are an error; streams; the cache of frames."""
 
 import io
 import itertools
@@ -22,7 +22,7 @@ from swinbert.training.data.clip_datasets import ClipDataset, ClipStream, captio
 from swinbert.training.data.frame_cache import FrameCache
 from swinbert.training.data.sources import clip_name, clip_source, load_clips, load_splits
 
-# (key of the video, its first frame) -> what is said of it
+# `first` is the number that the first frame of a video shows.
 CLIPS = [
     {"name": "a", "first": 100, "captions": ["a one", "the one"], "split": "train"},
     {"name": "b", "first": 200, "captions": "a two", "split": "train", "start": 0.5, "end": 0.9},
@@ -32,7 +32,7 @@ CLIPS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def offline(tmp_path_factory):
-    """Nothing that `datasets` caches stays behind."""
+    """`datasets` caches in a temporary folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -59,7 +59,7 @@ def about(clip: dict, **more) -> dict:
 
 
 def write_folder(folder: Path, videos: dict[str, bytes]) -> Path:
-    (folder / "train").mkdir(parents=True)  # the name of a split, which VideoFolder would take for one
+    (folder / "train").mkdir(parents=True)  # VideoFolder would take this folder for a split
     lines = []
     for clip in CLIPS:
         (folder / "train" / f"{clip['name']}.mp4").write_bytes(videos[clip["name"]])
@@ -99,11 +99,11 @@ def write_shards(folder: Path, videos: dict[str, bytes]) -> Path:
         members = {}
         for clip in (clip for clip in CLIPS if clip["split"] == split):
             members[f"{clip['name']}.mp4"] = videos[clip["name"]]
-            if clip["name"] == "b":  # a text beside it is its caption
+            if clip["name"] == "b":  # its caption is in a text file
                 members["b.txt"] = clip["captions"].encode() + b"\n"
                 clip = {name: value for name, value in clip.items() if name != "captions"}
-            said = {name: value for name, value in about(clip).items() if name != "split"}
-            members[f"{clip['name']}.json"] = json.dumps(said).encode()
+            fields = {name: value for name, value in about(clip).items() if name != "split"}
+            members[f"{clip['name']}.json"] = json.dumps(fields).encode()
         write_tar(folder / f"{split}-00000.tar", members)
     return folder
 
@@ -139,7 +139,7 @@ def test_every_source_gives_the_same_clips(source, streaming, videos, processor,
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["videofolder", "webdataset", "parquet"])
 def test_datasets_of_the_hub(kind, streaming, videos, tmp_path, monkeypatch):
-    """What `datasets` makes of a repository, which is a folder here."""
+    """A local folder replaces the repository that `datasets` would load."""
     clips = [{"file_name": f"{name}.mp4", "captions": [name, "more"], "split": "train"} for name in "ab"]
     clips += [{"file_name": "c.mp4", "captions": ["c"], "split": "test"}]
     if kind == "webdataset":
@@ -152,7 +152,7 @@ def test_datasets_of_the_hub(kind, streaming, videos, tmp_path, monkeypatch):
         for clip in clips:
             (tmp_path / clip["file_name"]).write_bytes(videos[clip["file_name"][0]])
         (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, clips)))
-        monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", tmp_path)  # where its files would be
+        monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", tmp_path)  # where downloaded files would be
     else:
         rows = [{**clip, "video": videos[clip.pop("file_name")[0]]} for clip in clips]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "all.parquet")
@@ -171,7 +171,7 @@ def test_datasets_of_the_hub(kind, streaming, videos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["../a.mp4", "/etc/hostname", "clips/../../a.mp4", "..\\a.mp4", ".."])
-def test_paths_that_leave_the_dataset_are_refused(name, videos, tmp_path):
+def test_paths_that_leave_the_dataset_are_an_error(name, videos, tmp_path):
     folder = write_folder(tmp_path / "dataset", videos)
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "captions": ["a"]}))
     with pytest.raises(ValueError, match="line 1: expected a file within .* leads out"):
@@ -185,8 +185,7 @@ def test_paths_that_leave_the_dataset_are_refused(name, videos, tmp_path):
         next(iter(load_clips(folder, "train", streaming=True)))
 
 
-def test_no_source_says_where_in_which_file_a_video_is(videos, tmp_path):
-    """Those columns are made here, for tar shards."""
+def test_sources_cannot_set_the_columns_of_tar_shards(videos, tmp_path):
     place = {"shard": "/etc/hostname", "offset": 0, "size": 5, "captions": ["a"]}
     folder = write_folder(tmp_path / "dataset", videos)
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "train/a.mp4", **place}))
@@ -201,7 +200,7 @@ def test_no_source_says_where_in_which_file_a_video_is(videos, tmp_path):
     assert clip_source(clip)["bytes"] == videos["a"]
 
 
-def test_a_path_of_the_hub_may_not_name_a_file_of_this_machine(tmp_path, monkeypatch):
+def test_a_hub_dataset_cannot_name_local_files(tmp_path, monkeypatch):
     file = tmp_path / "x.parquet"
     pq.write_table(pa.Table.from_pylist([{"video": "/etc/hostname", "captions": ["a"]}]), file)
     load = datasets.load_dataset
@@ -220,7 +219,7 @@ def test_a_path_of_the_hub_may_not_name_a_file_of_this_machine(tmp_path, monkeyp
         ([], "an object with `file_name`"),
     ],
 )
-def test_every_bad_line_is_named(line, message, tmp_path):
+def test_all_malformed_lines_are_reported(line, message, tmp_path):
     good = {"file_name": "a.mp4", "captions": ["a"]}
     bad = {**good, **line} if isinstance(line, dict) else line
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, [bad, good, bad])))
@@ -228,7 +227,7 @@ def test_every_bad_line_is_named(line, message, tmp_path):
         load_clips(tmp_path, "train")
 
 
-def test_shards_that_are_none(videos, tmp_path):
+def test_malformed_shards_are_an_error(videos, tmp_path):
     (tmp_path / "text.tar").write_text("this is no tar" * 100)
     with pytest.raises(ValueError, match="text.tar: expected an uncompressed tar"):
         load_clips(tmp_path / "text.tar", "train")
@@ -242,7 +241,7 @@ def test_shards_that_are_none(videos, tmp_path):
     assert load_clips(tmp_path / "train.tar", "train")[0]["captions"] == ["a one"]
 
 
-def test_what_is_no_dataset(tmp_path):
+def test_folders_without_a_dataset_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metadata.jsonl .*no .parquet or .tar"):
         load_clips(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -259,12 +258,12 @@ def test_splits_without_captions(tmp_path):
     assert "captions" not in load_clips(tmp_path, "private", need_captions=False).column_names
     with pytest.raises(ValueError, match="no `captions`"):
         load_clips(tmp_path, "private")
-    for need in (True, False):  # some have captions: one without is an oversight
+    for need in (True, False):  # a clip without captions is an error if others have some
         with pytest.raises(ValueError, match="a.mp4 of .*expected a list of captions"):
             load_clips(tmp_path, "train", need_captions=need)
 
 
-# ------------------------------------------------------------------------------------------------------- bad clips
+# ------------------------------------------------------------------------------------------------ unreadable clips
 
 
 @pytest.fixture
@@ -279,27 +278,27 @@ def folder(videos, tmp_path) -> Path:
     return tmp_path
 
 
-def test_an_unreadable_clip_is_an_error_that_names_it(folder, processor):
+def test_an_unreadable_clip_is_an_error(folder, processor):
     dataset = ClipDataset(load_clips(folder, "train"), processor)
     with pytest.raises(VideoDecodeError, match="text.mp4.*expected a video"):
         dataset[1]
 
 
-def test_an_unreadable_clip_is_replaced_where_asked_for(folder, processor):
+def test_unreadable_clips_are_replaced_with_skip_unreadable(folder, processor):
     dataset = ClipDataset(load_clips(folder, "train"), processor, skip_unreadable=True)
     with pytest.warns(UserWarning) as warned:
         example = dataset[1]
     assert example["captions"] == ["b"] and example["index"] == 3
     assert read_numbers(example["frames"])[0] == 200
-    said = [str(each.message) for each in warned]
-    assert "text.mp4 is unreadable (not_video" in said[0] and "number 1 in this process" in said[0]
-    assert "missing.mp4 is unreadable (not_found" in said[1] and "number 2 in this process" in said[1]
+    messages = [str(each.message) for each in warned]
+    assert "text.mp4" in messages[0] and "not_video" in messages[0] and "number 1" in messages[0]
+    assert "missing.mp4" in messages[1] and "not_found" in messages[1] and "number 2" in messages[1]
     with pytest.raises(ValueError, match="2 clips in a row are unreadable"):
         ClipDataset(load_clips(folder, "train").select([1, 2]), processor, skip_unreadable=True)[0]
 
 
-def test_missing_files_are_known_before_training(folder, videos):
-    with pytest.raises(FileNotFoundError, match="1 videos are missing or empty: .*missing.mp4"):
+def test_missing_files_are_found_before_training(folder, videos):
+    with pytest.raises(FileNotFoundError, match="1 videos .*missing.mp4.*--skip_unreadable"):
         refuse_missing(load_clips(folder, "train"))
     (folder / "missing.mp4").write_bytes(videos["a"])
     refuse_missing(load_clips(folder, "train"))
@@ -308,7 +307,7 @@ def test_missing_files_are_known_before_training(folder, videos):
 # --------------------------------------------------------------------------------------------------------- streams
 
 
-def test_stream_is_shared_among_workers_and_shuffled_anew(videos, processor, tmp_path):
+def test_workers_share_a_stream_and_each_pass_is_shuffled(videos, processor, tmp_path):
     names = [f"{number:02d}" for number in range(12)]
     for shard in range(3):
         members = {}
@@ -320,7 +319,7 @@ def test_stream_is_shared_among_workers_and_shuffled_anew(videos, processor, tmp
     orders = []
     for workers in (1, 2, 2, 4):
         examples = list(itertools.islice(torch.utils.data.DataLoader(stream, None, num_workers=workers), 22))
-        if workers == 1:  # several workers are not equally far
+        if workers == 1:  # the order of several workers is not that of the passes
             first, second = ([each["captions"][0] for each in part] for part in (examples[:11], examples[11:]))
             assert sorted(first) == sorted(second) == [name for name in names if name != "05"]
             assert first != second
@@ -346,10 +345,10 @@ def kept(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-def test_raw_frames_make_the_very_same_pixels(clip, processor, tmp_path):
+def test_raw_frames_give_the_same_pixels(clip, processor, tmp_path):
     cache = FrameCache(tmp_path / "cache", processor, "raw")
     direct = processor(clip["video"]["path"], return_tensors="pt")["pixel_values_videos"]
-    for _ in range(2):  # made, then found
+    for _ in range(2):  # written, then read
         frames = cache.frames(clip)
         assert frames.shape == (4, 32, 96, 3)
         again = processor([frames], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
@@ -368,19 +367,19 @@ def test_jpeg_frames_are_close_and_decoded_once(clip, processor, tmp_path, monke
     assert sizes[0] < sizes[1]
 
 
-def test_whatever_decides_the_frames_decides_the_file(clip, processor, tmp_path):
+def test_everything_that_affects_the_frames_affects_the_name_of_the_file(clip, processor, tmp_path):
     def count(clip, **settings) -> int:
         changed = SwinBertVideoProcessor(**{**processor.to_dict(), **settings})
         FrameCache(tmp_path / "cache", changed).frames(clip)
         return len(kept(tmp_path / "cache"))
 
-    assert count(clip) == count(clip, image_mean=[0, 0, 0]) == 1  # comes later
+    assert count(clip) == count(clip, image_mean=[0, 0, 0]) == 1  # applied after the cache
     assert count({**clip, "start": 0.5}) == 2
     assert count({**clip, "end": 0.5}) == 3
     assert count(clip, num_frames=5) == 4
     assert count(clip, frame_sampling="round") == 5
     assert count(clip, size={"shortest_edge": 48}) == 6
-    assert count(clip, video_backend="pyav") == 6  # what "auto" is
+    assert count(clip, video_backend="pyav") == 6  # "auto" is PyAV
     content = Path(clip["video"]["path"]).read_bytes()
     assert count({**clip, "video": {"path": None, "bytes": content}}) == 7
     encode(Path(clip["video"]["path"]), range(200, 230), 10, scales=(2,))
@@ -390,7 +389,7 @@ def test_whatever_decides_the_frames_decides_the_file(clip, processor, tmp_path)
 
 @pytest.mark.parametrize("frame_format", ["jpeg", "raw"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "emptied"])
-def test_damaged_files_are_made_anew(clip, processor, tmp_path, frame_format, damage):
+def test_damaged_files_are_replaced(clip, processor, tmp_path, frame_format, damage):
     cache = FrameCache(tmp_path / "cache", processor, frame_format)
     wanted = cache.frames(clip)
     (file,) = kept(cache.folder)
@@ -398,25 +397,25 @@ def test_damaged_files_are_made_anew(clip, processor, tmp_path, frame_format, da
     content[len(content) // 2] ^= 255
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[:-100], "changed": content, "emptied": b""}[damage])
-    with pytest.warns(UserWarning, match="is damaged and is made anew"):
+    with pytest.warns(UserWarning, match="damaged"):
         np.testing.assert_array_equal(cache.frames(clip), wanted)
     assert file.read_bytes() == whole
 
 
-def test_a_full_disk_costs_no_training(clip, processor, tmp_path, monkeypatch):
+def test_training_continues_when_the_disk_is_full(clip, processor, tmp_path, monkeypatch):
     cache = FrameCache(tmp_path / "cache", processor)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.warns(UserWarning, match="takes no more frames"):
+    with pytest.warns(UserWarning, match="cannot be cached.*No space left"):
         assert len(cache.frames(clip)) == 4
-    assert len(cache.frames(clip)) == 4  # and says so once
+    assert len(cache.frames(clip)) == 4  # without another warning
     assert not kept(tmp_path / "cache")
 
 
-def test_settings_that_exclude_each_other(clip, tmp_path, processor):
+def test_incompatible_settings_are_an_error(clip, tmp_path, processor):
     with pytest.raises(ValueError, match="random"):
         FrameCache(tmp_path, SwinBertVideoProcessor(frame_sampling="random"))
     with pytest.raises(ValueError, match="jpeg or raw, found 'png'"):
@@ -439,10 +438,10 @@ def test_names_of_clips():
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
-    """A small world as parquet files of bytes."""
-    world = tiny_run.make_shapes(tmp_path_factory.mktemp("world"))
+    """A small dataset of moving shapes as parquet files with the bytes of videos."""
+    dataset = tiny_run.make_shapes(tmp_path_factory.mktemp("shapes"))
     folder = tmp_path_factory.mktemp("parquet")
-    for split, clips in load_splits(world).items():
+    for split, clips in load_splits(dataset).items():
         rows = [{"video": Path(clip["video"]["path"]).read_bytes(), "captions": clip["captions"]} for clip in clips]
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
     return folder
@@ -453,7 +452,7 @@ def test_training_on_a_stream_with_a_frame_cache(shapes, tmp_path):
     common = {**changes, "frame_cache": tmp_path / "cache", "tokenizer": bundled_model()}
     metrics = train.main(tiny_run.arguments(shapes, tmp_path / "out", **common))
     assert np.isfinite(metrics["train_loss"]) and np.isfinite(metrics["eval_loss"])
-    assert len(kept(tmp_path / "cache")) >= 3 + 3  # of evaluation, and of two steps at least
+    assert len(kept(tmp_path / "cache")) >= 3 + 3  # three clips of evaluation, and at least those of two steps
 
 
 @pytest.mark.parametrize(
@@ -466,13 +465,13 @@ def test_training_on_a_stream_with_a_frame_cache(shapes, tmp_path):
         ({}, "--tokenizer"),
     ],
 )
-def test_what_no_stream_can_do_is_refused(shapes, tmp_path, changes, message):
+def test_arguments_that_a_stream_does_not_allow(shapes, tmp_path, changes, message):
     changes = {"keep_frames": False, "streaming": True, **changes}
     with pytest.raises(ValueError, match=message):
         train.main(tiny_run.arguments(shapes, tmp_path / "out", **changes))
 
 
-def test_missing_videos_stop_training_before_it_begins(folder, tmp_path):
+def test_training_does_not_start_with_missing_videos(folder, tmp_path):
     changes = {"eval_split": "none", "eval_strategy": "no"}
     with pytest.raises(FileNotFoundError, match="missing.mp4.*--skip_unreadable"):
         train.main(tiny_run.arguments(folder, tmp_path / "out", **changes))

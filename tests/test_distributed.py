@@ -1,4 +1,4 @@
-"""Two processes on CPUs: DDP, DeepSpeed and FSDP train alike, save, resume to the same weights, are scored alike."""
+"""Two processes on CPUs: DDP, DeepSpeed and FSDP train, save, resume and evaluate like a single process."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from swinbert import bundled_model
 from swinbert.training import process_group, train
 from swinbert.training.arguments import parse_arguments
 from swinbert.training.checkpoints import RunError
-from swinbert.training.process_group import check_world
+from swinbert.training.process_group import check_process_group
 
 LAUNCHED = Path(__file__).with_name("launched.py")
 RECIPES = Path(train.__file__).parent / "recipes"
@@ -35,11 +35,11 @@ CHANGES = {"max_steps": 4, "eval_steps": 4, "per_device_eval_batch_size": 1, "pe
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return tiny_run.make_shapes(tmp_path_factory.mktemp("world"))
+    return tiny_run.make_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 def launch(shapes, output, launcher=TORCHRUN, environment=None, **changes):
-    """The finished launcher; the second process' output is in `output.parent / "logs"`."""
+    """The finished launcher; the output of the second process is in `output.parent / "logs"`."""
     if launcher is TORCHRUN:
         launcher = [*launcher, "--log-dir", str(output.parent / "logs")]
     command = [*launcher, str(LAUNCHED), *tiny_run.arguments(shapes, output, **CHANGES, **changes)]
@@ -47,7 +47,7 @@ def launch(shapes, output, launcher=TORCHRUN, environment=None, **changes):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def complain(done, output):
+def failure_report(done, output):
     logs = [path.read_text()[-3000:] for path in sorted(output.parent.glob("logs/**/stderr.log"))]
     return "\n".join([done.stdout, done.stderr[-3000:], *logs])
 
@@ -57,12 +57,12 @@ def ddp(shapes, tmp_path_factory):
     """The folder of a finished run of two processes."""
     output = tmp_path_factory.mktemp("ddp") / "run"
     done = launch(shapes, output)
-    assert done.returncode == 0, complain(done, output)
+    assert done.returncode == 0, failure_report(done, output)
     return output
 
 
 @pytest.mark.slow
-def test_two_processes_are_scored_as_one(shapes, ddp):
+def test_two_processes_have_the_scores_of_one(shapes, ddp):
     assert sorted(json.loads((ddp / "evaluated.json").read_text())) == [0, 1, 2]
     results = json.loads((ddp / "all_results.json").read_text())
     alone = train.build_trainer(tiny_run.arguments(shapes, ddp.parent / "alone", model=ddp)).evaluate()
@@ -72,15 +72,15 @@ def test_two_processes_are_scored_as_one(shapes, ddp):
 
 
 @pytest.mark.slow
-def test_one_process_speaks(ddp):
+def test_only_the_first_process_prints(ddp):
     first, second = sorted(ddp.parent.glob("logs/**/[01]"))
     assert "'loss'" in (first / "stdout.log").read_text() and "generated:" in (first / "stderr.log").read_text()
     assert "{" not in (second / "stdout.log").read_text() and "generated:" not in (second / "stderr.log").read_text()
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(shapes, ddp, tmp_path):
-    """The losses of a step are those of all its tokens, and the sparsity loss counts once."""
+def test_two_processes_equal_one_with_twice_the_batch_size(shapes, ddp, tmp_path):
+    """Losses are averaged over the tokens of all processes, and the sparsity loss counts once."""
     changes = {**CHANGES, "per_device_train_batch_size": 2, "max_steps": 1}
     train.main(tiny_run.arguments(shapes, tmp_path, **changes))
     one, two = (json.loads((each / "trainer_state.json").read_text())["log_history"][0] for each in (tmp_path, ddp))
@@ -91,25 +91,25 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(shapes,
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_all_and_the_run_goes_on_under_another_launcher(shapes, ddp, tmp_path):
+def test_a_killed_process_stops_all_and_another_launcher_resumes(shapes, ddp, tmp_path):
     output = tmp_path / "run"
     done = launch(shapes, output, environment={"DIE_AT": "4"})
     assert done.returncode != 0 and sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-2"]
     done = launch(shapes, output, launcher=ACCELERATE)
-    assert done.returncode == 0, complain(done, output)
+    assert done.returncode == 0, failure_report(done, output)
     assert (output / "model.safetensors").read_bytes() == (ddp / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
-def test_a_stream_is_shared_and_gone_on_with(shapes, tmp_path):
-    """Each process takes every other batch of the same stream; a run that was killed ends with the same weights."""
+def test_a_shared_stream_is_resumed(shapes, tmp_path):
+    """Each process takes every other batch of the stream; a killed and resumed run has the same weights."""
     stream = {"streaming": True, "tokenizer": bundled_model(), "keep_frames": False}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = launch(shapes, whole, **stream)
-    assert done.returncode == 0, complain(done, whole)
+    assert done.returncode == 0, failure_report(done, whole)
     assert launch(shapes, parts, environment={"DIE_AT": "4"}, **stream).returncode != 0
     done = launch(shapes, parts, **stream)
-    assert done.returncode == 0, complain(done, parts)
+    assert done.returncode == 0, failure_report(done, parts)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
 
@@ -124,22 +124,22 @@ PARTED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [pytest.param(how, marks=needs_deepspeed if "zero" in how else ()) for how in PARTED])
-def test_shared_out_parameters(shapes, ddp, tmp_path, how):
-    """DeepSpeed and FSDP: the weights and scores of DDP; the same again from a checkpoint; a folder like any other."""
+def test_sharded_parameters(shapes, ddp, tmp_path, how):
+    """DeepSpeed and FSDP have the weights and scores of DDP, also when resumed, and save an ordinary folder."""
     environment, changes = PARTED[how]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     done = launch(shapes, whole, environment=environment, **changes)
-    assert done.returncode == 0, complain(done, whole)
+    assert done.returncode == 0, failure_report(done, whole)
     shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
     done = launch(shapes, resumed, environment=environment, **changes)
-    assert done.returncode == 0, complain(done, resumed)
+    assert done.returncode == 0, failure_report(done, resumed)
     assert (resumed / "checkpoint-4").is_dir()
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
 
     expected, weights = load_file(ddp / "model.safetensors"), load_file(whole / "model.safetensors")
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
-        # Adam makes much of the rounding in gradients that are almost zero.
+        # Adam amplifies rounding errors of gradients that are almost zero.
         torch.testing.assert_close(weights[name], tensor, atol=2e-3, rtol=0, msg=name)
     apart = torch.cat([(weights[name] - tensor).abs().flatten() for name, tensor in expected.items()])
     assert apart.median() < 1e-6
@@ -155,7 +155,7 @@ def test_shared_out_parameters(shapes, ddp, tmp_path, how):
     assert processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0]
 
 
-# -------------------------------------------------------------------------------------- what one process can tell alone
+# -------------------------------------------------------------------------------------- a single process
 
 
 @pytest.mark.parametrize(
@@ -165,34 +165,34 @@ def test_shared_out_parameters(shapes, ddp, tmp_path, how):
         {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"},  # accelerate launch --cpu --num_processes 2
     ],
 )
-def test_worlds_of_one_are_refused(shapes, tmp_path, monkeypatch, environment):
+def test_processes_without_a_group_are_an_error(shapes, tmp_path, monkeypatch, environment):
     training = parse_arguments(tiny_run.arguments(shapes, tmp_path))[2]
-    check_world(training)
+    check_process_group(training)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match="each would train a model of its own"):
-        check_world(training)
+        check_process_group(training)
 
 
-def test_fsdp_that_would_be_left_out_is_refused(shapes, tmp_path, monkeypatch):
+def test_fsdp_without_gpus_is_an_error(shapes, tmp_path, monkeypatch):
     training = parse_arguments(tiny_run.arguments(shapes, tmp_path))[2]
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RunError, match="FSDP needs GPUs"):
-        check_world(training)
+        check_process_group(training)
 
 
-def test_self_critical_training_with_parted_weights_is_refused(shapes, tmp_path, monkeypatch):
+def test_scst_with_sharded_parameters_is_an_error(shapes, tmp_path, monkeypatch):
     training = parse_arguments(tiny_run.arguments(shapes, tmp_path))[2]
-    check_world(training, "scst")
+    check_process_group(training, "scst")
     monkeypatch.setattr(process_group, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(RunError, match="use ZeRO-2"):
-        check_world(training, "scst")
+        check_process_group(training, "scst")
 
 
 @pytest.mark.parametrize("objective", ["masked_lm", "causal_lm"])
 @pytest.mark.parametrize("sparse_mask", ["none", "soft", "hard"])
 def test_every_parameter_gets_a_gradient(shapes, tmp_path, objective, sparse_mask):
-    """DDP would wait for one that does not, unless it searches for such in every step."""
+    """Otherwise DDP would hang, or would have to search for unused parameters in every step."""
     changes = {"objective": objective, "config.sparse_mask": sparse_mask, "config.vision_config.drop_path_rate": 0}
     trainer = train.build_trainer(tiny_run.arguments(shapes, tmp_path, **changes))
     model = trainer.model.train()

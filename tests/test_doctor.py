@@ -1,4 +1,4 @@
-"""The doctor names what is wrong with a dataset, and nothing else."""
+"""`swinbert doctor` reports every problem of a dataset, and none of a good one."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from swinbert import cli
 from swinbert.training.data import doctor
 from swinbert.training.data.doctor import examine
+from swinbert.training.tokenization import build_tokenizer
 
 BAD = Path(__file__).parent.parent.parent / "shared" / "bad"
 
@@ -74,9 +75,7 @@ def test_problems_of_captions(videos):
     assert report.breaks_training
 
 
-def test_words_that_a_given_tokenizer_does_not_know(videos):
-    from swinbert.training.data.clip_datasets import build_tokenizer
-
+def test_words_that_a_tokenizer_lacks(videos):
     lines = [{"file_name": "a.mp4", "captions": ["a dog"]}, {"file_name": "b.mp4", "captions": ["犬が走る"]}]
     report = examine(write(videos, lines), tokenizer=build_tokenizer(["a dog"]), workers=0)
     assert problems(report, "train") == {"unknown words": ["b.mp4 ('犬が走る')"]}
@@ -128,8 +127,10 @@ def test_leaks_between_splits(videos):
     assert found(line("a", "train", "x", end=1.1), line("copy", "test", "y", start=1)) == {"in two splits"}
     assert found(line("a", "train", "x", video_id="1"), line("b", "test", "y", video_id="1")) == {"in two splits"}
     assert found(line("a", "train", ["x", "y"]), line("b", "test", ["Y.", "x"])) == {"captions in two splits"}
-    assert found(line("a", "train", ["x"]), line("b", "test", ["x"])) == set()  # by chance
-    assert found(line("a", "train", "x"), line("copy", "train", "y")) == set()  # one split
+    assert (
+        found(line("a", "train", ["x"]), line("b", "test", ["x"])) == set()
+    )  # a single caption may be equal by chance
+    assert found(line("a", "train", "x"), line("copy", "train", "y")) == set()  # within one split
 
 
 def test_some_splits_and_some_clips(videos):
@@ -147,7 +148,7 @@ def _die(*arguments, **options):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the stand-in for a faulty decoder is inherited by fork")
-def test_a_clip_that_kills_its_process_is_found_out(videos, monkeypatch):
+def test_a_clip_that_kills_its_process_is_reported(videos, monkeypatch):
     names = ["a", "b", "c", "copy", "a"]
     lines = [{"file_name": f"{name}.mp4", "captions": [f"{number}"]} for number, name in enumerate(names)]
     decode = doctor.decode_video
@@ -193,13 +194,13 @@ def test_command(command, videos, tmp_path):
     assert result.exit_code == 1 and "no such folder" in result.stderr and not result.stdout
 
 
-def test_a_model_says_how_captions_are_measured(command, videos):
+def test_captions_are_measured_by_a_named_model(command, videos):
     from swinbert import bundled_model
 
     write(videos, [{"file_name": "a.mp4", "captions": ["circle " * 60, "zebra ☃"]}])
     result = command(videos, "--workers", 0, "--model", bundled_model())
     assert result.exit_code == 0, result.output
-    assert "captions that will be cut: 1" in result.stdout and "does not know: 1" in result.stdout
+    assert "captions that will be truncated: 1" in result.stdout and "does not know: 1" in result.stdout
 
 
 @pytest.mark.skipif(not BAD.is_dir(), reason="no ../shared/bad")

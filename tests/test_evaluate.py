@@ -21,7 +21,6 @@ from swinbert.processing import VideoCaptioningPipeline
 from swinbert.training.evaluation.caption_files import clip_ids, read_predictions, read_references
 from swinbert.training.evaluation.clips import load_evaluation_clips
 from swinbert.training.metrics import java_metrics, score, scoring
-from swinbert.training.moving_shapes.scoring import exact_content_scores
 
 NAMES = [f"clip{number}" for number in range(5)]
 REFERENCES = {name: [f"a dog runs on grass {number}", "the man is in a red car"] for number, name in enumerate(NAMES)}
@@ -216,14 +215,6 @@ def test_the_same_clips_are_parts_of_one_file_in_every_form(dataset):
     (dataset / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     clips = load_evaluation_clips(dataset, "test", dataset / "metadata.jsonl")
     assert clips.references == {"clip0.mp4#0.0-1.0": ["a dog"], "clip0.mp4#1.0-": ["a man"]}
-
-
-def test_references_of_another_world_of_shapes_are_named():
-    ours, theirs = "a small red circle moves left", "a man is singing"
-    assert exact_content_scores({"a": ours}, {"a": [ours]}) == {"exact": 1, "exact_content": 1.0}
-    assert exact_content_scores({"a": ours}, {"a": [theirs]}) == {}
-    with pytest.warns(UserWarning, match="1 of 2 references .* moving shapes"):
-        assert exact_content_scores({"a": ours, "b": ours}, {"a": [ours], "b": [theirs]}) == {}
 
 
 # --------------------------------------------------------------------------------------------------- METEOR and SPICE

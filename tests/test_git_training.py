@@ -1,4 +1,4 @@
-"""`swinbert train --model GIT`: batches that the pipeline would make, and a run from clips to captions."""
+"""`swinbert train --model GIT`: batches equal to those of the pipeline, and a run from clips to captions."""
 
 import json
 import os
@@ -13,11 +13,12 @@ from captioning import write_clip, write_git_folder
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 from typer.testing import CliRunner
 
+from swinbert import bundled_model
 from swinbert.cli import app
 from swinbert.training import train
-from swinbert.training.arguments import ModelArguments
+from swinbert.training.arguments import DataArguments, ModelArguments
 from swinbert.training.data.clip_datasets import ClipDataset, load_clips
-from swinbert.training.git import frame_reader, git_collator, load_git
+from swinbert.training.families import GitFamily, SwinBertFamily, model_family
 
 CAPTIONS = [["a man runs", "the man turns left and runs", "a man"], ["a red car is in grass", "the car", "a blue car"]]
 
@@ -39,14 +40,15 @@ def dataset(tmp_path_factory):
 
 
 def loaded(folder, config=None, **arguments):
-    return load_git(ModelArguments(model=str(folder), **arguments), config or {})
+    return GitFamily().load(ModelArguments(model=str(folder), **arguments), config or {})
 
 
 def batch_of(folder, dataset, indices, model=None, **arguments):
     source, processor, _ = loaded(folder)
     model = model or source
-    clips = ClipDataset(load_clips(dataset, "train"), frame_reader(model, processor))
-    return git_collator(model, processor, **arguments)([clips[index] for index in indices]), processor
+    clips = ClipDataset(load_clips(dataset, "train"), GitFamily().frame_reader(model, processor))
+    data = DataArguments(str(dataset), **arguments)
+    return GitFamily().collator(model, processor, data)([clips[index] for index in indices]), processor
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -62,7 +64,7 @@ def test_pixels_are_those_of_the_pipeline(folder, dataset):
     assert not torch.equal(batch["pixel_values"][0], batch["pixel_values"][1])
 
 
-def test_captions_stand_beside_their_clips(folder, dataset):
+def test_captions_are_aligned_with_their_clips(folder, dataset):
     """The model repeats clips as a whole, (a, b, a, b): the loss is that of each caption with its own clip."""
     batch, processor = batch_of(folder, dataset, [2, 1], captions_per_clip=2)
     assert batch["index"].tolist() == [2, 1] and batch["pixel_values"].shape[0] == 2
@@ -94,7 +96,7 @@ def test_random_crops_are_those_of_the_whole_clip(folder, dataset):
     centre, _ = batch_of(folder, dataset, [0])
     assert first["pixel_values"].shape == centre["pixel_values"].shape
     assert torch.equal(first["pixel_values"], again["pixel_values"])
-    # Clips are 48 x 32 when resized: of the 17 places the centre is one.
+    # Resized clips are 48 x 32: one of the 17 places is the centre.
     places = [batch_of(folder, dataset, [index], random_crop=True)[0]["pixel_values"] for index in range(3)]
     centres = [batch_of(folder, dataset, [index])[0]["pixel_values"] for index in range(3)]
     assert not all(torch.allclose(*pair, atol=0.1) for pair in zip(places, centres, strict=True))
@@ -108,9 +110,9 @@ def test_a_model_of_single_images(tmp_path, dataset):
     assert torch.equal(batch["pixel_values"], wanted) and wanted.shape == (1, 3, 32, 32)
     assert "middle frame" in loaded(folder)[2][1]
 
-    # With embeddings of time it sees clips; these start at zero, all else is as it was.
+    # With temporal embeddings it takes clips; they start at zero, and all other weights are kept.
     model, _, report = loaded(folder, {"num_image_with_embedding": 4})
-    assert "4 tensors start anew: git.img_temporal_embedding (4)" in report
+    assert any("4 tensors" in line and "git.img_temporal_embedding (4)" in line for line in report)
     weights, before = model.state_dict(), AutoModelForCausalLM.from_pretrained(folder).state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
     assert all(not tensor.any() for name, tensor in weights.items() if name not in before)
@@ -120,19 +122,26 @@ def test_a_model_of_single_images(tmp_path, dataset):
     assert model(**batch).loss.isfinite()
 
 
+def test_the_type_of_a_model_decides_its_family(folder):
+    assert isinstance(model_family(str(folder)), GitFamily)
+    for model in (None, bundled_model()):
+        assert isinstance(model_family(model), SwinBertFamily)
+
+
 @pytest.mark.parametrize(
     ("arguments", "config", "message"),
     [
+        ({"lora_rank": 2}, {}, "no --lora_rank"),
         ({"objective": "scst"}, {}, "no --objective scst"),
         ({"objective": "masked_lm"}, {}, "no --objective masked_lm"),
         ({"tokenizer": "captions"}, {}, "no --tokenizer"),
         ({"mask": "there"}, {}, "no --mask"),
         ({}, {"num_frames": 8}, "no --config.num_frames.*--config.num_image_with_embedding"),
         ({}, {"num_image_with_embedding": 4}, "does not fit"),
-        ({"freeze": ["bert"]}, {}, "bert is in no parameter's name; there are .*git.image_encoder"),
+        ({"freeze": ["bert"]}, {}, "--freeze bert .*git.image_encoder"),
     ],
 )
-def test_what_git_has_not_is_refused(tmp_path, arguments, config, message):
+def test_inapplicable_arguments_are_an_error(tmp_path, arguments, config, message):
     folder = write_git_folder(tmp_path / "git")
     with pytest.raises(ValueError, match=message):
         loaded(folder, config, **arguments)
@@ -167,7 +176,7 @@ def arguments(dataset, model, output_dir, **changes):
 
 
 def test_from_clips_to_captions(dataset, tmp_path, capsys):
-    """Trains, evaluates by generation, saves; goes on from a checkpoint to the same weights; captions a clip."""
+    """Trains, evaluates by generation and saves; resumes to the same weights; captions a clip."""
     model = write_git_folder(tmp_path / "git")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     metrics = train.main(arguments(dataset, model, whole))
@@ -199,7 +208,7 @@ def test_from_clips_to_captions(dataset, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_are_scored_as_one(dataset, tmp_path):
+def test_two_processes_have_the_scores_of_one(dataset, tmp_path):
     model, run = write_git_folder(tmp_path / "git"), tmp_path / "run"
     each = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -218,9 +227,9 @@ def test_two_processes_are_scored_as_one(dataset, tmp_path):
         assert results[name] == pytest.approx(alone[name], rel=1e-5), name
 
 
-def test_the_command_says_what_git_has_not(dataset, tmp_path):
+def test_the_command_reports_inapplicable_arguments(dataset, tmp_path):
     model = write_git_folder(tmp_path / "git")
     arguments = ["train", "--dataset", str(dataset), "--model", str(model), "--output_dir", str(tmp_path / "x")]
     result = CliRunner().invoke(app, [*arguments, "--objective", "scst", "--use_cpu"])
-    assert result.exit_code == 1 and "is a GIT, for which there is no --objective scst" in result.output
+    assert result.exit_code == 1 and "--objective scst" in result.output
     assert not (tmp_path / "x").exists()

@@ -1,4 +1,4 @@
-"""What a run tells of itself: recipes, augmentation, scores, warnings, the picture; and errors before work is lost."""
+"""Recipes, augmentation, scores, warnings and the figure of a run; errors that are found before training."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ from swinbert.cli import app
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training import train
 from swinbert.training.arguments import parse_arguments
-from swinbert.training.data.clip_datasets import build_tokenizer
 from swinbert.training.data.collators import CaptionCollator
 from swinbert.training.initialization import check_config
 from swinbert.training.metrics import java_metrics, scoring
-from swinbert.training.monitoring import CaptionMetrics, collapse_warning, plot_history
+from swinbert.training.monitoring import CaptionMetrics, collapse_warning, history_figure, plot_history
 from swinbert.training.moving_shapes import make_shapes
+from swinbert.training.tokenization import build_tokenizer
 from swinbert.training.trainer import VideoCaptioningTrainer
 
 RECIPES = sorted((Path(train.__file__).parent / "recipes").glob("*.yaml"))
@@ -74,7 +74,7 @@ def test_recipes_make_models(recipe):
         )
 
 
-def test_a_model_takes_the_place_of_what_a_recipe_says_of_a_new_one(tmp_path):
+def test_a_named_model_replaces_the_new_model_of_a_recipe(tmp_path):
     changes = ["--model=there", "--config.num_frames", "64", "--objective", "scst"]
     model_args, data_args, _, config = parse_arguments([str(RECIPES[0].with_name("tvc.yaml")), *changes])
     assert (model_args.model, model_args.backbone, model_args.tokenizer) == ("there", None, None)
@@ -117,7 +117,7 @@ def test_random_crops_are_those_of_the_whole_clip():
     assert torch.equal(centre[0, 0].float(), resized[:, :, 8:16].float())
 
 
-# ------------------------------------------------------------------------------------------ scores, warnings, a picture
+# ------------------------------------------------------------------------------------------ scores, warnings, a figure
 
 
 class Clips(dict):
@@ -153,7 +153,7 @@ def test_scores_take_all_references_and_each_clip_once(processor, capsys):
     assert set(CaptionMetrics(processor, clips, [])(predict(processor, ["a", "a"], [0, 1]))) == {"distinct_captions"}
 
 
-def test_a_program_that_fails_costs_no_run(processor, capsys, monkeypatch):
+def test_a_metric_that_fails_does_not_stop_the_run(processor, capsys, monkeypatch):
     def fail(candidates, references):
         raise RuntimeError("METEOR's Java program gave no score.")
 
@@ -162,35 +162,68 @@ def test_a_program_that_fails_costs_no_run(processor, capsys, monkeypatch):
     clips = Clips(captions=[["a man plays"], ["a dog runs"]])
     scores = CaptionMetrics(processor, clips, ["cider", "meteor"])(predict(processor, ["a man", "a dog"], [0, 1]))
     assert set(scores) == {"distinct_captions", "CIDEr"}
-    assert "WARNING: no score by meteor: METEOR's Java program gave no score." in capsys.readouterr().err
+    warning = capsys.readouterr().err
+    assert "meteor" in warning and "METEOR's Java program gave no score." in warning
 
 
-def test_collapse_is_said_plainly(processor, capsys):
-    assert collapse_warning(["a man"] * 9 + ["a dog"]).startswith(
-        "WARNING: 9 of 10 clips get one and the same caption, 'a man'"
-    )
+def test_extra_scorers_add_shares_but_no_counts(processor):
+    clips = Clips(captions=[["a man plays"], ["a dog runs"]])
+
+    def scorer(captions, references):
+        return {"same": 1, "same_share": 0.5} if references == {"0": ["a man plays"], "1": ["a dog runs"]} else {}
+
+    metrics = CaptionMetrics(processor, clips, [], extra_scorers=[scorer])(predict(processor, ["a", "man"], [0, 1]))
+    assert metrics == {"distinct_captions": 1.0, "same_share": 0.5}
+
+
+def test_collapsed_captions_are_reported(processor, capsys):
+    warning = collapse_warning(["a man"] * 9 + ["a dog"])
+    assert "9 of 10 clips" in warning and "'a man'" in warning and "--learning_rate" in warning
     assert collapse_warning(["a man"] * 8 + ["a dog"] * 2) is None and collapse_warning(["a man"] * 3) is None
     clips, same = Clips(captions=[["a man"]] * 4), predict(processor, ["a man"] * 4, range(4))
     CaptionMetrics(processor, clips, [])(same)
-    assert "--learning_rate (3e-5" in capsys.readouterr().err
+    assert "--learning_rate" in capsys.readouterr().err
     metrics = CaptionMetrics(processor, clips, [])
     first, again = (metrics(same) and capsys.readouterr().err for _ in range(2))
-    assert len(again) < len(first) / 3 and again.startswith("WARNING: 4 of 4 clips")
+    assert len(again) < len(first) / 3 and "4 of 4 clips" in again
     CaptionMetrics(processor, clips, [], num_samples=2, quiet=True)(same)
     assert not capsys.readouterr().err
 
 
-def test_picture_of_a_run(tmp_path):
+def curves(axes) -> dict[str, dict[int, float]]:
+    """Label of a curve -> step -> value."""
+    return {line.get_label(): dict(zip(*map(list, line.get_data()), strict=True)) for line in axes.lines}
+
+
+def assert_drawn(file: Path, panels: int) -> None:
+    """Each of the panels from left to right has coloured pixels, as curves have and axes have not."""
+    with Image.open(file) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    for panel in np.array_split(pixels, panels, axis=1):
+        assert (np.ptp(panel, axis=-1) > 100).sum() > 20
+
+
+def test_figure_of_a_run(tmp_path):
     history = [{"step": step, "loss": 3 / step, "caption_loss": 2 / step} for step in range(1, 9)]
     history += [
-        {"step": 4, "eval_caption_loss": 0.9, "eval_CIDEr": 0.1, "eval_mask_alive": 0.5},
+        {"step": 4, "eval_caption_loss": 0.9, "eval_CIDEr": 0.1, "eval_mask_alive": 0.5, "eval_exact_content": 0.25},
         {"step": 8, "train_loss": 1},
     ]
+    figure = history_figure(history, extra_scores=["exact_content"])
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "CIDEr", "other scores", "sparse mask"]
+    loss, cider, scores, mask = map(curves, figure.axes)
+    assert loss == {
+        "total, training": {step: 3 / step for step in range(1, 9)},
+        "captions, training": {step: 2 / step for step in range(1, 9)},
+        "captions, evaluation": {4: 0.9},
+    }
+    assert cider == {"evaluation": {4: 0.1}} and scores == {"exact content": {4: 0.25}}
+    assert mask == {"share alive in float32": {4: 0.5}}
+    assert all(axes.get_legend() and axes.get_xlabel() == "step" for axes in figure.axes)
+    assert [axes.get_title() for axes in history_figure(history[:8]).axes] == ["loss"]
+
     plot_history(history, tmp_path / "training.png")
-    width, height = Image.open(tmp_path / "training.png").size
-    assert width > 2.5 * height
-    plot_history(history[:8], tmp_path / "narrow.png")
-    assert Image.open(tmp_path / "narrow.png").width < width / 2
+    assert_drawn(tmp_path / "training.png", panels=3)  # exact content is not among the scores that are always drawn
     plot_history([{"step": 1, "train_runtime": 1.0}], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
@@ -200,7 +233,7 @@ def test_picture_of_a_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return str(make_shapes(tmp_path_factory.mktemp("world") / "shapes", train=4, validation=4, test=0))
+    return str(make_shapes(tmp_path_factory.mktemp("shapes") / "shapes", train=4, validation=4, test=0))
 
 
 TINY = [
@@ -223,13 +256,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
         trainer.model.lm_head.transform.dense.weight[0, 0] = torch.nan
     before = trainer.model.lm_head.decoder.weight.clone()
     with pytest.raises(
-        FloatingPointError, match="loss is nan at step 1; lm_head.transform.dense.weight and 0 more.*learning_rate"
+        FloatingPointError, match="loss is nan at step 1.*lm_head.transform.dense.weight.*--learning_rate"
     ):
         train.run(trainer)
     assert torch.equal(trainer.model.lm_head.decoder.weight, before)
 
 
-def test_a_frozen_backbone_drops_no_paths(shapes, tmp_path):
+def test_a_frozen_backbone_has_no_stochastic_depth(shapes, tmp_path):
     arguments = ["--dataset", shapes, "--output_dir", str(tmp_path), "--eval_split", "none", *TINY]
     trainer = train.build_trainer([*arguments, "--freeze", "video_encoder", "--config.hidden_dropout_prob", "0.5"])
     backbone, modes = trainer.model.model.video_encoder, []
@@ -247,12 +280,12 @@ def test_a_frozen_backbone_drops_no_paths(shapes, tmp_path):
         (["--lerning_rate", "1"], "lerning_rate"),
         (["--config.hiden_size", "3"], "no field hiden_size"),
         (["--label_smoothing_factor", "0.1"], "--config.label_smoothing 0.1"),
-        (["--metrics", "ciderr"], "No metric 'ciderr'"),
-        (["--freeze", "bert"], "bert is in no parameter's name"),
+        (["--metrics", "ciderr"], "'ciderr'"),
+        (["--freeze", "bert"], "--freeze bert matches no parameter"),
         (["--objective", "scst"], "name one as --model"),
     ],
 )
-def test_what_is_wrong_is_said_before_training(shapes, tmp_path, arguments, message):
+def test_wrong_arguments_are_reported_before_training(shapes, tmp_path, arguments, message):
     result = CliRunner().invoke(
         app, ["train", "--dataset", shapes, "--output_dir", str(tmp_path / "x"), *TINY, *arguments]
     )
@@ -260,7 +293,7 @@ def test_what_is_wrong_is_said_before_training(shapes, tmp_path, arguments, mess
     assert not (tmp_path / "x").exists()
 
 
-def test_a_metric_that_lacks_something_is_known_before_training(shapes, tmp_path, monkeypatch):
+def test_a_metric_that_cannot_run_is_reported_before_training(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(java_metrics, "find_spec", lambda name: None)
     arguments = ["--dataset", shapes, "--output_dir", str(tmp_path / "x"), *TINY, "--metrics", "cider", "meteor"]
     result = CliRunner().invoke(app, ["train", *arguments])
@@ -275,8 +308,8 @@ def test_captions_that_are_not_text(tmp_path):
     assert result.exit_code == 1 and "caption" in result.output
 
 
-def test_a_run_from_pieces_to_reinforcement(shapes, tmp_path):
-    """Soft mask, evaluation, TensorBoard and picture; a hard mask; then training on samples, the backbone frozen."""
+def test_runs_from_scratch_to_reinforcement(shapes, tmp_path):
+    """Soft mask, evaluation, TensorBoard and figure; a hard mask; then scst with a frozen backbone."""
     first, hard, last = (tmp_path / name for name in ("first", "hard", "last"))
     common = ["--dataset", shapes, "--max_steps", "1", "--logging_steps", "1", "--per_device_train_batch_size", "2"]
     metrics = train.main(
@@ -294,7 +327,7 @@ def test_a_run_from_pieces_to_reinforcement(shapes, tmp_path):
         ]
     )
     assert {"eval_CIDEr", "eval_Bleu_4", "eval_ROUGE_L", "eval_mask_alive", "eval_mask_below_half"} <= set(metrics)
-    assert (first / "training.png").stat().st_size > 5000
+    assert_drawn(first / "training.png", panels=4)
     assert list(first.rglob("events.out.tfevents*"))
 
     assert CliRunner().invoke(app, ["harden", str(first), "--output", str(hard)]).exit_code == 0

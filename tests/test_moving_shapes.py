@@ -1,4 +1,4 @@
-"""The world of moving shapes: what its captions say, and that its clips show it."""
+"""Moving shapes: captions are parsed to their contents, clips show them, and scores compare contents."""
 
 import filecmp
 import itertools
@@ -21,6 +21,7 @@ from swinbert.training.moving_shapes import (
     render,
     wordings,
 )
+from swinbert.training.moving_shapes.scoring import exact_content, exact_content_scores
 
 SOLO = Content("red", "circle", "small", ("left",))
 SEQUENCE = Content("red", "circle", "small", ("left", "grow"))
@@ -39,12 +40,12 @@ def centre(frame: np.ndarray, colour: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_every_wording_is_read_back(world):
+def test_every_wording_is_parsed_to_its_content(world):
     # Hence no two contents share a wording.
     for what in random.Random(0).sample(all_contents(world), 60):
-        said = wordings(what)
-        assert len(set(said)) == len(said) == 4
-        assert {content(caption) for caption in said} == {what}
+        captions = wordings(what)
+        assert len(set(captions)) == len(captions) == 4
+        assert {content(caption) for caption in captions} == {what}
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,12 @@ def test_content(caption, expected):
         "a small red circle moves left and passes behind a wall",
     ],
 )
-def test_malformed_sentences_say_nothing(caption):
+def test_malformed_sentences_have_no_content(caption):
     assert content(caption) is None
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_of_what_is_held_out_training_shows_any_three_parts_together(world):
+def test_training_shows_any_three_parts_of_held_out_contents(world):
     known: set[tuple] = set()
     unseen: set[tuple] = set()
     for what in all_contents(world):
@@ -96,7 +97,7 @@ def test_of_what_is_held_out_training_shows_any_three_parts_together(world):
     assert share == pytest.approx(1 / 8, abs=0.01)
 
 
-def test_a_clip_shows_what_its_caption_says():
+def test_clips_show_their_contents():
     moves = drawn(SEQUENCE)
     start, turn, end = (centre(moves[t], "red") for t in (0, 10, 23))
     assert turn[1] < start[1] - 20  # to the left ...
@@ -109,7 +110,7 @@ def test_a_clip_shows_what_its_caption_says():
     assert not all(seen[:13]) and all(seen[14:])
 
 
-def test_behind_hides_and_in_front_does_not():
+def test_only_walls_in_front_hide_the_shape():
     for seed in range(5):
         behind, front = (drawn(replace(PASSAGE, relation=relation), seed) for relation in ("behind", "front"))
         red = [[(np.abs(f.astype(int) - [225, 40, 40]).sum(-1) < 90).sum() for f in clip] for clip in (behind, front)]
@@ -118,8 +119,8 @@ def test_behind_hides_and_in_front_does_not():
 
 
 @pytest.mark.parametrize("action", ["left", "up"])
-def test_single_frames_do_not_tell_the_direction(action):
-    """The places of a shape in a passage, in the other order, are those in the opposite passage."""
+def test_single_frames_do_not_show_the_direction(action):
+    """In reverse order, the positions of a shape in a passage are those of the opposite passage."""
     opposite = {"left": "right", "up": "down"}[action]
     there, back = (drawn(replace(PASSAGE, relation="front", actions=(each,))) for each in (action, opposite))
     for frame, other in zip(there[::-1], back, strict=True):
@@ -138,10 +139,10 @@ def test_make_shapes(tmp_path):
         assert metadata.fps == 12
         assert clip.stat().st_size < 20_000
         assert filecmp.cmp(clip, again / line["file_name"], shallow=False)
-        said = Content(**{**known, "actions": tuple(known["actions"])})
+        shown = Content(**{**known, "actions": tuple(known["actions"])})
         assert len(set(line["captions"])) == 4
-        assert {content(caption) for caption in line["captions"]} == {said}
-        assert held_out(said) == (line["split"] == "test")
+        assert {content(caption) for caption in line["captions"]} == {shown}
+        assert held_out(shown) == (line["split"] == "test")
 
 
 def test_worlds_share_no_colours_shapes_and_words_of_size():
@@ -167,17 +168,41 @@ def test_make_shapes_of_another_world_and_of_some_kinds(tmp_path):
     assert not any(each["relation"] for each in known)
 
 
-def test_make_shapes_refuses_unknown_worlds_and_kinds(tmp_path):
-    with pytest.raises(ValueError, match="No world 'clouds'; there are shapes, tiles"):
+def test_unknown_worlds_and_kinds_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="'clouds'.*shapes, tiles"):
         make_shapes(tmp_path, train=1, world="clouds")
     for kinds in ([], ["duet"]):
-        with pytest.raises(ValueError, match="some of the kinds solo, sequence, passage"):
+        with pytest.raises(ValueError, match="solo, sequence, passage"):
             make_shapes(tmp_path, train=1, kinds=kinds)
 
 
-def test_make_shapes_refuses_a_folder_in_use_and_odd_numbers(tmp_path):
+def test_nonempty_folders_and_negative_numbers_are_an_error(tmp_path):
     (tmp_path / "mine.txt").touch()
     with pytest.raises(FileExistsError, match="not empty"):
         make_shapes(tmp_path, train=1)
     with pytest.raises(ValueError, match="numbers of clips"):
         make_shapes(tmp_path / "x", train=-1)
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+
+def test_exact_content_compares_meaning():
+    reference = "a small red circle moves left, then it gets larger"
+    captions = [
+        "a small red circle moves left and after that gets larger",
+        "a small red circle gets larger, then it moves left",
+        "a",
+    ]
+    assert exact_content(captions, [reference] * 3) == [True, False, False]
+    with pytest.raises(ValueError, match="moving shapes"):
+        exact_content(["a"], ["a man is singing"])
+
+
+def test_scores_apply_only_to_references_of_moving_shapes():
+    ours, other = "a small red circle moves left", "a man is singing"
+    captions = {"a": ours, "b": other}
+    assert exact_content_scores(captions, {"a": [ours], "b": [ours]}) == {"exact": 1, "exact_content": 0.5}
+    assert exact_content_scores({"a": ours}, {"a": [other]}) == {}
+    with pytest.warns(UserWarning, match="1 of 2 references .*a man is singing"):
+        assert exact_content_scores(captions, {"a": [ours], "b": [other]}) == {}

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or hindered: what is left behind, and that going on ends with the very same weights."""
+"""Runs that fail, are killed or stopped: their checkpoints are complete, and resuming leads to the same weights."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from swinbert.training.checkpoints import RunError
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return tiny_run.make_shapes(tmp_path_factory.mktemp("world"))
+    return tiny_run.make_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def uninterrupted(shapes, tmp_path_factory):
 
 
 class _Fail(TrainerCallback):
-    """Ends a run after a step, without a warning."""
+    """Raises an error after a step."""
 
     def __init__(self, step):
         self.step = step
@@ -55,13 +55,15 @@ def names(output):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_failed_goes_on_to_the_same_weights(shapes, uninterrupted, tmp_path, capfd, workers):
-    """Dropout, dropped paths, shifts, captions and masks are drawn as if nothing had happened: in the midst of an epoch
-    (3 steps), with an evaluation on the way, and once more at its end."""
+def test_a_resumed_run_has_the_same_weights(shapes, uninterrupted, tmp_path, capfd, workers):
+    """
+    All random numbers (dropout, stochastic depth, shifts, captions, masks) are those of an uninterrupted run. The run
+    fails within an epoch of 3 steps, after an evaluation, and again at the end of an epoch.
+    """
     arguments = tiny_run.arguments(shapes, tmp_path, dataloader_num_workers=workers)
     fail_after(3, arguments)
     assert names(tmp_path) == ["checkpoint-2"]
-    assert "goes on from" in capfd.readouterr().err
+    assert "resumes from" in capfd.readouterr().err
     fail_after(7, arguments)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     train.main(arguments)
@@ -69,8 +71,8 @@ def test_a_run_that_failed_goes_on_to_the_same_weights(shapes, uninterrupted, tm
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_streamed_run_goes_on_to_the_same_weights(shapes, tmp_path, workers):
-    """In its second pass over a stream of six clips, in batches that do not divide it."""
+def test_a_resumed_run_on_a_stream_has_the_same_weights(shapes, tmp_path, workers):
+    """The run fails in its second pass over the stream, whose length is not a multiple of the batch size."""
     stream = {"streaming": True, "tokenizer": bundled_model(), "keep_frames": False, "dataloader_num_workers": workers}
     changes = {**stream, "per_device_train_batch_size": 4, "max_steps": 5, "save_steps": 1, "eval_steps": 5}
     train.main(tiny_run.arguments(shapes, tmp_path / "whole", **changes))
@@ -83,7 +85,7 @@ def test_a_streamed_run_goes_on_to_the_same_weights(shapes, tmp_path, workers):
 
 
 @pytest.mark.slow
-def test_accumulated_steps_and_scst_go_on_to_the_same_weights(shapes, tmp_path):
+def test_a_resumed_run_of_scst_with_gradient_accumulation_has_the_same_weights(shapes, tmp_path):
     model = tmp_path / "model"
     train.main(tiny_run.arguments(shapes, model, max_steps=1))
     common = {"model": model, "objective": "scst", "gradient_accumulation_steps": 2, "max_steps": 4, "save_steps": 1}
@@ -94,7 +96,7 @@ def test_accumulated_steps_and_scst_go_on_to_the_same_weights(shapes, tmp_path):
     assert whole.read_bytes() == parts.read_bytes()
 
 
-def test_the_same_command_after_the_end_trains_nothing(shapes, uninterrupted, tmp_path):
+def test_a_finished_run_is_not_trained_further(shapes, uninterrupted, tmp_path):
     arguments = tiny_run.arguments(shapes, tmp_path)
     train.main(arguments)
     metrics = train.main(arguments)
@@ -102,7 +104,7 @@ def test_the_same_command_after_the_end_trains_nothing(shapes, uninterrupted, tm
     assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
 
 
-def test_a_named_checkpoint_and_a_new_beginning(shapes, uninterrupted, tmp_path):
+def test_a_named_checkpoint_and_start_anew(shapes, uninterrupted, tmp_path):
     arguments = tiny_run.arguments(shapes, tmp_path / "a")
     fail_after(5, arguments)
     elsewhere = tiny_run.arguments(shapes, tmp_path / "b", resume_from_checkpoint=tmp_path / "a" / "checkpoint-2")
@@ -114,7 +116,7 @@ def test_a_named_checkpoint_and_a_new_beginning(shapes, uninterrupted, tmp_path)
     assert names(tmp_path / "a") == ["checkpoint-2"]
 
 
-def test_the_best_checkpoint_is_named_by_its_place(shapes, tmp_path):
+def test_the_best_checkpoint_has_its_final_path(shapes, tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     trainer = train.build_trainer(tiny_run.arguments(shapes, tmp_path, max_steps=4, eval_steps=2, **best))
     train.run(trainer)
@@ -136,15 +138,15 @@ DRIVER = """
     train.main(sys.argv[1:])
 """
 KILLED = {
-    # While files are being written, and when all are there but not yet in their place.
-    "in the midst of saving": """
+    # While files are written; and after that, before the folder is renamed.
+    "while saving": """
         from transformers import Trainer
         save = Trainer._save_scaler
         Trainer._save_scaler = lambda self, folder: die() if self.state.global_step == 4 else save(self, folder)
     """,
-    "before a checkpoint got its place": """
-        flush = checkpoints._flush
-        checkpoints._flush = lambda folder: die() if folder.name == "checkpoint-4" else flush(folder)
+    "before renaming": """
+        flush = checkpoints._flush_to_disk
+        checkpoints._flush_to_disk = lambda folder: die() if folder.name == "checkpoint-4" else flush(folder)
     """,
 }
 
@@ -163,10 +165,10 @@ def test_killed_while_saving(shapes, uninterrupted, tmp_path, when):
     assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
 
 
-# --------------------------------------------------------------------------------------------------------- refused runs
+# ------------------------------------------------------------------------------------------------------ rejected runs
 
 
-def test_other_arguments_are_refused_by_name(shapes, tmp_path):
+def test_other_arguments_are_reported_by_name(shapes, tmp_path):
     arguments = tiny_run.arguments(shapes, tmp_path)
     fail_after(3, arguments)
     before = sorted(tmp_path.rglob("*"))
@@ -182,47 +184,46 @@ def test_other_arguments_are_refused_by_name(shapes, tmp_path):
         "per_device_train_batch_size",
         "seed",
     ]
-    assert "seed: 88 there, 3 now" in str(error.value) and "--start_anew" in str(error.value)
+    assert "seed: 88 in the checkpoint, 3 now" in str(error.value) and "--start_anew" in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
-    # What does not change what is learnt may change.
+    # Arguments that do not affect the weights may change.
     free = {"dataloader_num_workers": 1, "logging_steps": 2, "save_steps": 3, "num_samples": 0, "keep_frames": False}
     train.main(tiny_run.arguments(shapes, tmp_path, **free))
 
 
 @pytest.mark.parametrize("content", [None, "{"])
-def test_a_folder_that_is_no_checkpoint_is_refused(shapes, tmp_path, content):
+def test_an_incomplete_checkpoint_is_an_error(shapes, tmp_path, content):
     (tmp_path / "checkpoint-3").mkdir()
     if content is not None:
         (tmp_path / "checkpoint-3" / "run.json").write_text(content)
-    with pytest.raises(RunError, match="checkpoint-3 is no whole checkpoint"):
+    with pytest.raises(RunError, match="checkpoint-3 is not a complete checkpoint"):
         train.main(tiny_run.arguments(shapes, tmp_path))
 
 
 def test_two_runs_in_one_folder(shapes, tmp_path):
-    code = "import sys, types; from swinbert.training import checkpoints\n"
-    code += "args = types.SimpleNamespace(output_dir=sys.argv[1], process_index=0)\n"
-    code += "with checkpoints.locked(args): print('locked', flush=True); sys.stdin.read()"
+    code = "import sys; from swinbert.training import checkpoints\n"
+    code += "with checkpoints.lock_output_folder(sys.argv[1]): print('locked', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(RunError, match=f"in use by another run \\(process {other.pid} on "):
             train.main(tiny_run.arguments(shapes, tmp_path))
         other.kill()
-    train.main(tiny_run.arguments(shapes, tmp_path, max_steps=1))  # a dead process is no obstacle
+    train.main(tiny_run.arguments(shapes, tmp_path, max_steps=1))  # the lock of a killed process is released
 
 
-# ------------------------------------------------------------------------------------------------------ hindered saving
+# ------------------------------------------------------------------------------------------------------ full disks
 
 
-def test_no_room_for_a_checkpoint_is_known_before_the_first_step(shapes, tmp_path, monkeypatch):
+def test_space_for_a_checkpoint_is_checked_before_training(shapes, tmp_path, monkeypatch):
     usage = checkpoints.shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(RunError, match=r"A checkpoint takes [\d.]+ MB, but .* has 0.1 MB left"):
+    with pytest.raises(RunError, match=r"[\d.]+ MB, but .* has 0.1 MB left"):
         train.main(tiny_run.arguments(shapes, tmp_path))
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint(shapes, uninterrupted, tmp_path):
-    """The limit on the size of files lets weights through, and stops the optimiser's state in its midst."""
+def test_the_last_checkpoint_survives_a_full_disk(shapes, uninterrupted, tmp_path):
+    """A limit on the size of files: weights can be written, the state of the optimiser cannot."""
     resource = pytest.importorskip("resource")
     arguments = tiny_run.arguments(shapes, tmp_path, save_total_limit=1)
     fail_after(3, arguments)
@@ -231,7 +232,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(shapes, uninterrupted, 
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(1.2 * weights), limits[1]))
     try:
-        with pytest.raises(RunError, match="could not be written.*checkpoint-2 is whole"):
+        with pytest.raises(RunError, match="could not be written.*checkpoint-2 is complete"):
             train.main(arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -254,7 +255,7 @@ class _Send(TrainerCallback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_run_with_a_checkpoint(shapes, uninterrupted, tmp_path, capsys, number):
+def test_a_signal_stops_a_run_with_a_checkpoint(shapes, uninterrupted, tmp_path, capsys, number):
     arguments = tiny_run.arguments(shapes, tmp_path)
     trainer = train.build_trainer(arguments)
     trainer.add_callback(_Send(number, step=5))
@@ -265,12 +266,12 @@ def test_a_signal_ends_a_run_with_a_checkpoint(shapes, uninterrupted, tmp_path, 
     assert signal.getsignal(number) is handler
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
     assert not (tmp_path / "model.safetensors").exists()
-    assert f"The same command goes on from {tmp_path / 'checkpoint-5'}" in capsys.readouterr().err
+    assert f"resumes from {tmp_path / 'checkpoint-5'}" in capsys.readouterr().err
     train.main(arguments)
     assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
 
 
-def test_the_second_signal_ends_a_run_at_once(shapes, tmp_path):
+def test_the_second_signal_stops_a_run_at_once(shapes, tmp_path):
     trainer = train.build_trainer(tiny_run.arguments(shapes, tmp_path))
     for _ in range(2):
         trainer.add_callback(_Send(signal.SIGINT, step=3))

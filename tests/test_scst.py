@@ -1,4 +1,4 @@
-"""Self-critical training: log-probabilities of samples in one pass, rewards, the direction of a step, a run."""
+"""Self-critical training: log-probabilities of samples, rewards, the gradient, a run."""
 
 import golden
 import numpy as np
@@ -8,14 +8,14 @@ import torch
 from swinbert import SwinBertConfig, SwinBertForVideoCaptioning
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training.arguments import SwinBertTrainingArguments
-from swinbert.training.data.clip_datasets import build_tokenizer
 from swinbert.training.data.collators import CaptionCollator
 from swinbert.training.scst import CaptionReward, SelfCriticalTrainer, self_critical_loss, sequence_log_probs
+from swinbert.training.tokenization import build_tokenizer
 
 
 @pytest.mark.parametrize(("sparse_mask", "objective"), [("soft", "masked_lm"), ("none", "causal_lm")])
 def test_log_probs_are_those_of_generation(sparse_mask, objective):
-    """Captions of several lengths: some end with [SEP], some are cut short."""
+    """Captions of several lengths: some end with [SEP], some are truncated."""
     model, clips = golden.tiny_model("e8", sparse_mask, objective=objective), golden.tiny_pixels("e8")
     torch.manual_seed(0)
     free = {"do_sample": True, "top_k": 0, "num_return_sequences": 4, "max_length": 12}
@@ -30,7 +30,7 @@ def test_log_probs_are_those_of_generation(sparse_mask, objective):
     assert all(p.grad is not None for p in model.model.video_encoder.parameters())
 
 
-def test_a_step_makes_better_captions_likelier_and_worse_ones_less_likely():
+def test_a_step_makes_captions_likelier_by_their_advantage():
     model, clips = golden.tiny_model("e8", "none"), golden.tiny_pixels("e8")
     ids = torch.tensor([[101, 7, 8, 9, 102], [101, 11, 12, 102, 0], [101, 14, 15, 16, 17]])
     advantage = torch.tensor([0.5, -0.5, 0.0])
@@ -54,30 +54,30 @@ def test_reward_is_cider_d_and_counts_the_end():
     assert spelt == pytest.approx(right)
 
 
-# What the model has learnt to say of each clip, and what is asked of it later: the first.
-WORLD = [
+# The captions of each clip: the model is pretrained on both, and rewarded for the first.
+CAPTIONS = [
     ["a red ball rolls", "there it goes"],
     ["a blue box falls", "there it lies"],
     ["the green dog runs", "there it plays"],
 ]
 
 
-class World(torch.utils.data.Dataset):
+class ColouredClips(torch.utils.data.Dataset):
     """Clips of one colour."""
 
     def __len__(self):
-        return len(WORLD)
+        return len(CAPTIONS)
 
     def __getitem__(self, index):
         frames = np.zeros((2, 32, 32, 3), dtype=np.uint8)
         frames[..., index] = 255
-        return {"frames": frames, "captions": WORLD[index], "index": index, "seed": (0, 0, index)}
+        return {"frames": frames, "captions": CAPTIONS[index], "index": index, "seed": (0, 0, index)}
 
 
 @pytest.fixture
 def make_trainer(tmp_path):
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(caption for captions in WORLD for caption in captions)
+    tokenizer = build_tokenizer(caption for captions in CAPTIONS for caption in captions)
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     processor = SwinBertProcessor(SwinBertVideoProcessor(num_frames=2, **size), tokenizer)
     vision = {"num_frames": 2, "image_size": 32, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}
@@ -101,19 +101,19 @@ def make_trainer(tmp_path):
             model=model,
             args=arguments,
             data_collator=CaptionCollator(processor, captions_per_clip=captions_per_clip),
-            train_dataset=World(),
+            train_dataset=ColouredClips(),
             processing_class=processor,
-            references=[captions[:1] for captions in WORLD],
+            references=[captions[:1] for captions in CAPTIONS],
         )
 
     return make
 
 
-def learn(trainer, steps):
-    """Teaches the model both captions of every clip."""
+def pretrain(trainer, steps):
+    """Trains the model on both captions of every clip."""
     optimizer = torch.optim.Adam(trainer.model.parameters(), lr=1e-2)
     for epoch in range(steps):
-        examples = [{**World()[index], "seed": (0, epoch, index)} for index in range(len(WORLD))]
+        examples = [{**ColouredClips()[index], "seed": (0, epoch, index)} for index in range(len(CAPTIONS))]
         batch = trainer.data_collator(examples)
         del batch["index"]
         optimizer.zero_grad()
@@ -123,7 +123,7 @@ def learn(trainer, steps):
 
 def test_reward_rises(make_trainer):
     trainer = make_trainer(max_steps=20, captions_per_clip=8)
-    learn(trainer, 60)
+    pretrain(trainer, 60)
     trainer.train()
     rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
     greedy = [row["greedy_reward"] for row in trainer.state.log_history if "reward" in row]
@@ -134,7 +134,7 @@ def test_reward_rises(make_trainer):
 def test_a_step_weighs_each_sample_by_its_advantage(make_trainer, monkeypatch):
     """Two samples of each clip, with the greedy caption of their own clip as baseline."""
     trainer = make_trainer(max_steps=1, captions_per_clip=2)
-    batch = trainer.data_collator([World()[index] for index in range(2)])
+    batch = trainer.data_collator([ColouredClips()[index] for index in range(2)])
     sampled = torch.tensor([[2, 5, 3], [2, 6, 3], [2, 7, 3], [2, 8, 3]])
     rewards = {"sampled": torch.tensor([1.0, 0.5, 0.25, 2.0]), "greedy": torch.tensor([0.5, 1.0])}
     monkeypatch.setattr(trainer, "_generate", lambda model, pixels: (sampled, sampled[:2]))

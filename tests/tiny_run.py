@@ -1,4 +1,4 @@
-"""A run of `swinbert train` that takes seconds: a small world, a small model, everything that is drawn at random."""
+"""A run of `swinbert train` that takes seconds: a small dataset and model, with all random augmentations."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ def make_shapes(folder: Path, **changes: int) -> Path:
 
 
 def arguments(dataset: Path, output_dir: Path, **changes: Any) -> list[str]:
-    """Eight steps of two clips, three an epoch; evaluates after 3 and 6, saves after 2, 4, 6 and 8."""
+    """Eight steps of two clips, three in an epoch; evaluation after steps 3 and 6, checkpoints after 2, 4, 6 and 8."""
     values = {
         "dataset": dataset,
         "output_dir": output_dir,

@@ -1,4 +1,4 @@
-"""From a soft sparse mask to a binary one, which a few more training steps then get used to."""
+"""Converts a soft sparse mask into a binary one; the model then needs a few more training steps."""
 
 import math
 from pathlib import Path
@@ -13,15 +13,14 @@ from swinbert.utils.files import check_new_folder, new_folder
 
 def harden(model: str, output: str | Path, threshold: float = 0.5) -> str:
     """
-    Writes a copy of a model whose attention among video tokens is all or nothing: an entry of the mask M stays where
-    M >= `threshold`.
+    Writes a copy of a model with a binary sparse mask: 1 where the soft mask M >= `threshold`, else 0.
 
     Args:
         model: a SwinBERT with a soft mask, folder or Hub id.
-        output: the folder to write; it must not exist, or be empty.
+        output: a folder that does not exist or is empty.
 
     Returns:
-        A report: entries before and after.
+        A report with the numbers of entries before and after.
 
     Raises:
         ValueError: the model has no soft mask, or the threshold is not between 0 and 1.
@@ -52,14 +51,14 @@ def harden(model: str, output: str | Path, threshold: float = 0.5) -> str:
         f"  after: {kept:,} ({kept / entries:.2%})",
     ]
     if not kept:
-        lines.append("  Nothing is left but the diagonal: every video token attends to itself alone.")
+        lines.append("  Only the diagonal is left: every video token attends to itself alone.")
     return "\n".join([*lines, f"  Next: swinbert train --model {output} ..., a few steps at a low learning rate."])
 
 
 @torch.no_grad()
 def _binarise(mask: SparseVideoMask, threshold: float) -> None:
-    """Moves the logits so that one half, where a hard mask divides, falls on the threshold."""
-    live = mask.soft_values() >= threshold
+    """Shifts the logits so that the threshold comes to 0.5, from which on a hard mask is 1."""
+    is_kept = mask.soft_values() >= threshold
     logits = mask.weight.float() - math.log(threshold / (1 - threshold))
-    # Rounding must not carry an entry over the border.
-    mask.weight.copy_(torch.where(live, logits.clamp(min=0.0), logits.clamp(max=-1e-3)))
+    # Keeps entries on their side of the threshold despite rounding.
+    mask.weight.copy_(torch.where(is_kept, logits.clamp(min=0.0), logits.clamp(max=-1e-3)))

@@ -1,7 +1,8 @@
-"""A run on the Hub: a repository that is whole at every push and holds no pickle, with a card written from the run."""
+"""Pushing a run to the Hub: every push is a complete model without pickles, with a card written from the run."""
 
 import fnmatch
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,22 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from swinbert.deployment.hub import NOT_PUSHED
-from swinbert.model_cards import captioner_card
 from swinbert.training.adapters import adapted_model
 from swinbert.training.arguments import DataArguments
-from swinbert.training.checkpoints import RUN_NAME, CheckpointingTrainer, RunError, say
+from swinbert.training.checkpoints import RUN_NAME, CheckpointingTrainer, RunError, print_message
+from swinbert.training.families import CardContents, Family, SwinBertFamily
 
-# What makes a checkpoint a model; the rest of its files is there to go on training from.
+# The files of a checkpoint that belong to the model; the others are for resuming.
 _MODEL_FILES = ("*.safetensors", "*.json", "*_swinbert.py")
-_OF_TRAINING = (TRAINER_STATE_NAME, RUN_NAME)
-# Logged at evaluation -> the Hub's name of the metric, and the usual one.
+_TRAINING_FILES = (TRAINER_STATE_NAME, RUN_NAME)
+# Name of a score -> the Hub's type of the metric, and its name on the card.
 _METRICS = {
-    "eval_Bleu_4": ("bleu", "BLEU-4"),
-    "eval_METEOR": ("meteor", "METEOR"),
-    "eval_ROUGE_L": ("rouge", "ROUGE-L"),
-    "eval_CIDEr": ("cider", "CIDEr"),
-    "eval_exact_content": ("accuracy", "Exactly right content"),
+    "Bleu_4": ("bleu", "BLEU-4"),
+    "METEOR": ("meteor", "METEOR"),
+    "ROUGE_L": ("rouge", "ROUGE-L"),
+    "CIDEr": ("cider", "CIDEr"),
 }
-_TOLD = (
+_ARGUMENTS_ON_CARD = (
     *("objective", "model", "backbone", "text_encoder", "mask", "freeze", "lora_rank", "max_steps", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "processes", "captions_per_clip"),
     *("learning_rate", "backbone_lr_factor", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
@@ -38,23 +38,34 @@ _TOLD = (
 
 class PublishingTrainer(CheckpointingTrainer):
     """
-    `Trainer` whose pushes, where they are asked for, hold all that `from_pretrained` needs.
+    A `Trainer` that writes a model card, and pushes the model to the Hub if its arguments say so.
 
     Args:
-        data: what the run is trained on, for the card.
+        family: of the model; by default SwinBERT.
+        data: arguments of the data, for the card.
+        extra_metrics: name of a further score -> the Hub's type of the metric, and its name on the card.
     """
 
-    def __init__(self, *args: Any, data: DataArguments | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        family: Family | None = None,
+        data: DataArguments | None = None,
+        extra_metrics: Mapping[str, tuple[str, str]] | None = None,
+        **kwargs: Any,
+    ):
         self.push_in_progress: PushInProgress | None = None
         super().__init__(*args, **kwargs)
+        self.family = family or SwinBertFamily()
         self.data = data
+        self.extra_metrics = extra_metrics or {}
 
     def publish(self) -> None:
         """
-        Writes the card, and pushes the model if the arguments say so; all processes call it.
+        Writes the card, and pushes the model if the arguments say so. All processes must call it.
 
         Raises:
-            RunError: the push failed; what was trained is whole in `output_dir`.
+            RunError: the push failed; the model is complete in `output_dir`.
         """
         if not self.args.push_to_hub:
             self.create_model_card()
@@ -63,14 +74,14 @@ class PublishingTrainer(CheckpointingTrainer):
             self.push_to_hub(revision=self.args.hub_revision)
         except Exception as error:
             raise RunError(
-                f"{self.args.output_dir} holds the model, whole, but it could not be pushed: {error}\nWhen that is"
-                f" mended: swinbert push {self.args.output_dir} {self.hub_model_id}"
+                f"The model is complete in {self.args.output_dir}, but could not be pushed: {error}\nFix the cause and"
+                f" run: swinbert push {self.args.output_dir} {self.hub_model_id}"
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            # A pickle that nobody reads: the arguments are in RUN_NAME, and on the card.
+            # A pickle that is not needed: the arguments are in RUN_NAME, and on the card.
             Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -79,17 +90,17 @@ class PublishingTrainer(CheckpointingTrainer):
             self._push_checkpoint(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: `Trainer` calls it before the checkpoint is in its place."""
+        """Does nothing: `Trainer` calls it before the checkpoint is complete."""
 
     def _push_checkpoint(self, checkpoint: Path) -> None:
-        """Uploads it in the background. While the one before is on its way, not, or with `hub_always_push` after it."""
+        """Uploads a checkpoint in the background; skips it (or waits, if `hub_always_push`) during another upload."""
         if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
             return
         self._finish_current_push()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         output = Path(str(self.args.output_dir))
         for file in checkpoint.iterdir():
-            if file.name not in _OF_TRAINING and any(fnmatch.fnmatch(file.name, each) for each in _MODEL_FILES):
+            if file.name not in _TRAINING_FILES and any(fnmatch.fnmatch(file.name, each) for each in _MODEL_FILES):
                 shutil.copy(file, output / file.name)
         self.create_model_card()
         common: dict[str, Any] = {
@@ -111,11 +122,11 @@ class PublishingTrainer(CheckpointingTrainer):
         if self.push_in_progress is not None:
             for job in self.push_in_progress.jobs:
                 if error := job.exception():
-                    say(f"A checkpoint could not be pushed, training goes on: {error}")
+                    print_message(f"A checkpoint could not be pushed; training continues: {error}")
             self.push_in_progress = None
 
     def create_model_card(self, model_name: str | None = None, **_: Any) -> None:
-        """Writes README.md into `output_dir`; of `Trainer`'s arguments, only the name is used."""
+        """Writes README.md into `output_dir`; other arguments of `Trainer` than the name are ignored."""
         if not self.is_world_process_zero():
             return
         output = Path(str(self.args.output_dir))
@@ -124,55 +135,48 @@ class PublishingTrainer(CheckpointingTrainer):
 
     def _card(self, name: str) -> str:
         results, base = self._results(), adapted_model(self.model)
-        return captioner_card(
-            self.model.config,
+        contents = CardContents(
             title=name,
-            summary=(
-                f"A SwinBERT {'model' if base is None else 'adapter (LoRA)'}, trained with the `swinbert` package. It"
-                " describes a short clip in one sentence."
-            ),
             training=self._procedure(),
             evaluation=self._evaluation(results),
             provenance=self._provenance(),
             datasets=self._datasets(),
             results=results,
-            base_model=_named(base) if base is not None else None,
+            base_model=_shown(base) if base is not None else None,
         )
+        return self.family.model_card(self.model, contents)
 
     def _procedure(self) -> str:
-        """What was trained on, and with which arguments."""
-        run = self._given()
+        """Markdown: the training data, and the most important arguments."""
+        run = self._nonempty_arguments()
         steps = f"{self.state.global_step:,} steps ({self.state.epoch or 0:.1f} epochs) of `swinbert train`"
         if self.data is None:
             trained_on = f"{steps}."
         else:
             captions = f" (captions: {run['captions']})" if "captions" in run else ""
-            trained_on = f"{steps} on the split `{self.data.train_split}` of {_named(self.data.dataset)}{captions}."
-        return "\n".join([trained_on, "", *(f"- `{key}`: {_named(run[key])}" for key in _TOLD if key in run)])
+            trained_on = f"{steps} on the split `{self.data.train_split}` of {_shown(self.data.dataset)}{captions}."
+        return "\n".join(
+            [trained_on, "", *(f"- `{key}`: {_shown(run[key])}" for key in _ARGUMENTS_ON_CARD if key in run)]
+        )
 
     def _provenance(self) -> str:
-        run = self._given()
-        started = [f"`{key}` {_named(run[key])}" for key in ("model", "backbone", "text_encoder", "mask") if key in run]
-        start = f"Training started from {', '.join(started) if started else 'scratch'}."
-        return f"{start} Not told yet: the licence of the weights."
+        run = self._nonempty_arguments()
+        sources = [f"`{key}` {_shown(run[key])}" for key in ("model", "backbone", "text_encoder", "mask") if key in run]
+        start = f"Training started from {', '.join(sources) if sources else 'scratch'}."
+        return f"{start} The licence of the weights is not stated yet."
 
-    def _given(self) -> dict[str, Any]:
+    def _nonempty_arguments(self) -> dict[str, Any]:
         return {key: value for key, value in self.run.items() if value not in (None, "", [], False)}
 
     def _datasets(self) -> list[str]:
-        return [self.data.dataset] if self.data is not None and _is_of_the_hub(self.data.dataset) else []
-
-    @property
-    def num_frames(self) -> int:
-        """Frames that the model sees of a clip."""
-        return self.model.config.num_frames
+        return [self.data.dataset] if self.data is not None and _is_on_hub(self.data.dataset) else []
 
     def _results(self) -> list[EvalResult]:
-        """The scores of the last evaluation, times 100 as papers write them."""
+        """The scores of the last evaluation, times 100 as in papers."""
         last: dict[str, float] = next((logs for logs in reversed(self.state.log_history) if "eval_loss" in logs), {})
         if self.data is None:
             return []
-        dataset = _named(self.data.dataset)
+        dataset = _shown(self.data.dataset)
         return [
             EvalResult(
                 task_type="video-text-to-text",
@@ -182,17 +186,18 @@ class PublishingTrainer(CheckpointingTrainer):
                 dataset_split=self.data.eval_split,
                 metric_type=metric,
                 metric_name=metric_name,
-                metric_value=round(100 * last[logged], 1),
+                metric_value=round(100 * last[f"eval_{score}"], 1),
             )
-            for logged, (metric, metric_name) in _METRICS.items()
-            if logged in last
+            for score, (metric, metric_name) in {**_METRICS, **self.extra_metrics}.items()
+            if f"eval_{score}" in last
         ]
 
     def _evaluation(self, results: list[EvalResult]) -> str:
         if not results:
-            return "Not measured yet. `swinbert evaluate` gives scores, and with them all that decides them."
+            return "Not measured yet. `swinbert evaluate` computes scores, and reports all settings that affect them."
         beams = self.model.generation_config.num_beams or 1
-        frames = f"{self.num_frames} evenly spaced frame{'s' * (self.num_frames > 1)}"
+        num_frames = self.family.num_frames(self.model)
+        frames = f"{num_frames} evenly spaced frame{'s' * (num_frames > 1)}"
         return "\n".join(
             [
                 f"Measured during training, on the split `{results[0].dataset_split}` of {results[0].dataset_name},"
@@ -202,18 +207,18 @@ class PublishingTrainer(CheckpointingTrainer):
                 "|---|---|",
                 *(f"| {result.metric_name} | {result.metric_value} |" for result in results),
                 "",
-                "The checkpoint may have been chosen by these clips: scores to compare are those of `swinbert evaluate`"
-                " on a split of its own.",
+                "The checkpoint may have been selected on these clips: compare models by the scores of `swinbert"
+                " evaluate` on another split.",
             ]
         )
 
 
-def _is_of_the_hub(dataset: str) -> bool:
+def _is_on_hub(dataset: str) -> bool:
     return not Path(dataset).exists() and dataset.count("/") == 1
 
 
-def _named(value: Any) -> str:
-    """A value for the card; of a folder its name alone, since where it lies is nobody's business."""
+def _shown(value: Any) -> str:
+    """A value as the card shows it; of a path its last part, because the others are private."""
     if isinstance(value, str) and Path(value).exists():
         return Path(value).resolve().name
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

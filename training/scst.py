@@ -1,7 +1,7 @@
-"""Self-critical sequence training (arXiv:1612.00563): captions that the model samples, rewarded by CIDEr-D.
+"""Self-critical sequence training (arXiv:1612.00563): the model is trained on sampled captions, rewarded by CIDEr-D.
 
-The gradient of the expected reward of a sampled caption w is (r(w) - r(w')) * grad log p(w), with w' the model's greedy
-caption as baseline: what is better than the model's own best guess becomes likelier, what is worse less likely.
+The gradient of the expected reward is estimated by (r(w) - r(w')) * grad log p(w) of a sampled caption w, with the
+greedy caption w' as baseline: captions better than the greedy one become likelier, worse ones less likely.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ import torch
 from swinbert.training.metrics import CiderD, ptb_tokenize
 from swinbert.training.trainer import VideoCaptioningTrainer
 
-# Counted as a word, so that a caption which breaks off, and gets none, is worth less than one that ends.
+# Counts as a word of complete captions, so that a caption that was cut off has a lower reward.
 _END = " <end>"
 
 
 def sequence_log_probs(model: Any, ids: torch.Tensor, eos_token_id: int, **clips: Any) -> torch.Tensor:
     """
-    Log-probabilities of captions, word by word, in one differentiable pass: as `generate` scores them.
+    Log-probabilities of the tokens of captions, in one differentiable forward pass; equal to the scores of `generate`.
 
-    Every token is fed once and the next one predicted after it; under `masked_lm` at a `[MASK]` in its place, which
-    sees the tokens before it alone.
+    Each token is an input once, and the next token is predicted from it and the tokens before; under `masked_lm` at a
+    `[MASK]` in the next token's place, which attends to the tokens before it.
 
     Args:
-        ids: (B, L) captions from `[CLS]` on; what follows an end token does not count.
+        ids: (B, L) captions, from `[CLS]` on; tokens after an end token are ignored.
         clips: `pixel_values_videos` or `video_key_values`.
 
     Returns:
-        (B, L - 1) float32 of the tokens after the first; 0 after an end token.
+        (B, L - 1) float32, of the second token and later ones; 0 after an end token.
     """
     inputs, targets = ids[:, :-1], ids[:, 1:]
     logits = model(input_ids=inputs, predict_next=True, use_cache=False, **clips).logits
@@ -38,10 +38,10 @@ def sequence_log_probs(model: Any, ids: torch.Tensor, eos_token_id: int, **clips
 
 class CaptionReward:
     """
-    CIDEr-D of captions against the references of their clips, with the document frequencies of all training captions.
+    CIDEr-D of captions, with the document frequencies of all training captions.
 
     Args:
-        references: the captions of each clip, by its number.
+        references: the captions of each clip, in the order of the clips.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]):
@@ -51,7 +51,15 @@ class CaptionReward:
         )
 
     def __call__(self, captions: Sequence[str], ended: Sequence[bool], clips: Sequence[int]) -> torch.Tensor:
-        """(B,) rewards; `ended` tells which captions close with `[SEP]`."""
+        """
+        Args:
+            captions: B generated captions.
+            ended: which of them end with `[SEP]`.
+            clips: the index of the clip of each.
+
+        Returns:
+            (B,) rewards.
+        """
         words = ptb_tokenize(captions)
         words = [text + _END if end else text for text, end in zip(words, ended, strict=True)]
         return torch.tensor(self._cider(words, [str(clip) for clip in clips]))
@@ -59,17 +67,18 @@ class CaptionReward:
 
 class SelfCriticalTrainer(VideoCaptioningTrainer):
     """
-    Trains on sampled captions, as many of a clip as its collator's `captions_per_clip`; evaluates as its parent.
+    Trains on captions that the model samples, `captions_per_clip` (of the collator) for each clip; evaluates as
+    [`VideoCaptioningTrainer`].
 
     Args:
-        references: the captions of each training clip.
+        references: the captions of each training clip, in the order of the clips.
     """
 
     def __init__(self, *args: Any, references: Sequence[Sequence[str]], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.reward = CaptionReward(references)
         self.captions_per_clip: int = self.data_collator.captions_per_clip
-        # The loss is a mean over captions, not a share of the tokens of a step.
+        # The loss is a mean over captions: `Trainer` must not divide it by the number of tokens.
         self.model_accepts_loss_kwargs = False
         self._rewards: list[tuple[float, float]] = []
 
@@ -77,33 +86,38 @@ class SelfCriticalTrainer(VideoCaptioningTrainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         pixels, clips = inputs["pixel_values_videos"], inputs["index"].tolist()
-        own = self.captioner(model)
-        sampled, greedy = self._generate(own, pixels)
-        of_sample = [clip for clip in clips for _ in range(self.captions_per_clip)]
-        reward = self._reward_of(sampled, of_sample)
+        captioner = self.captioner(model)
+        sampled, greedy = self._generate(captioner, pixels)
+        clips_of_samples = [clip for clip in clips for _ in range(self.captions_per_clip)]
+        reward = self._reward_of(sampled, clips_of_samples)
         baseline = self._reward_of(greedy, clips)
         advantage = reward - baseline.repeat_interleave(self.captions_per_clip)
 
-        log_probs = sequence_log_probs(model, sampled, own.config.eos_token_id, pixel_values_videos=pixels)
+        log_probs = sequence_log_probs(model, sampled, captioner.config.eos_token_id, pixel_values_videos=pixels)
         loss = self_critical_loss(log_probs, advantage.to(log_probs))
         self._stop_unless_finite(loss, model)
         self._rewards.append((reward.mean().item(), baseline.mean().item()))
-        if own.model.sparse_mask is not None:
-            loss = loss + own.config.sparsity_loss_weight * own.model.sparse_mask.sparsity_loss()
+        if captioner.model.sparse_mask is not None:
+            loss = loss + captioner.config.sparsity_loss_weight * captioner.model.sparse_mask.sparsity_loss()
         return (loss, {"loss": loss}) if return_outputs else loss
 
     @torch.no_grad()
     def _generate(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(V * captions_per_clip, L) sampled and (V, L') greedy captions; the clips are encoded once for both."""
+        """Sampled (V * captions_per_clip, L) and greedy (V, L') captions; clips are encoded once for both."""
         model.eval()
         try:
             encoded = model.encode_video(pixels).video_key_values
-            # Drawn from the whole distribution, and never closed by force: every word is a choice of the model.
-            free = {"num_beams": 1, "forced_eos_token_id": None, "video_key_values": encoded}
+            # The policy gradient needs samples of the full distribution, without a forced end token.
+            common = {"num_beams": 1, "forced_eos_token_id": None, "video_key_values": encoded}
             sampled = model.generate(
-                do_sample=True, top_k=0, top_p=1.0, temperature=1.0, num_return_sequences=self.captions_per_clip, **free
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                num_return_sequences=self.captions_per_clip,
+                **common,
             )
-            return sampled, model.generate(do_sample=False, **free)
+            return sampled, model.generate(do_sample=False, **common)
         finally:
             model.train()
 
@@ -121,5 +135,5 @@ class SelfCriticalTrainer(VideoCaptioningTrainer):
 
 
 def self_critical_loss(log_probs: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
-    """Mean of -(r(w) - r(w')) * log p(w) over captions: log-probabilities (B, L) of their words, advantages (B,)."""
+    """Mean of -(r(w) - r(w')) * log p(w) over captions, from log-probabilities (B, L) of tokens and advantages (B,)."""
     return -(advantage.detach() * log_probs.sum(dim=1)).mean()

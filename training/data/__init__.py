@@ -1,1 +1,1 @@
-"""Clips with captions: where they are read from, how they become batches, and what is wrong with them."""
+"""Clips with captions: reading, caching, augmentation, batches, and checks of datasets."""

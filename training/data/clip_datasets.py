@@ -1,19 +1,16 @@
-"""Clips with captions as datasets of PyTorch: decoded in the workers, kept in memory or on disk where that pays."""
+"""PyTorch datasets of clips with captions: decoded in the workers, and optionally cached in memory or on disk."""
 
-import random
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from transformers import BertTokenizerFast
 
 from swinbert.processing import VideoDecodeError
+from swinbert.training.data.augmentation import shift_clip
 from swinbert.training.data.frame_cache import FrameCache, sampled_frames
 from swinbert.training.data.sources import clip_name, clip_source, is_stream, load_clips, missing_videos
 from swinbert.utils.text import first_names
@@ -21,79 +18,46 @@ from swinbert.utils.text import first_names
 __all__ = [
     "ClipDataset",
     "ClipStream",
-    "build_tokenizer",
     "captions_of",
     "load_clips",
     "refuse_missing",
-    "seeded",
-    "shift_clip",
 ]
 
-# More are no bad clips but a disk or a server that is gone.
+# More unreadable clips in a row mean that a disk or a server is unavailable.
 MAX_SKIPPED_IN_A_ROW = 20
 
 
 def refuse_missing(clips: Any) -> None:
-    """Looks, without opening any, whether the files of all clips are there; for the start of a long run.
+    """
+    Checks before a long run, without opening them, that the files of all clips exist. Streams are not checked.
 
     Raises:
-        FileNotFoundError: with the first of them.
+        FileNotFoundError: files are missing or empty; the message names the first of them.
     """
     if not is_stream(clips) and (missing := missing_videos(clips)):
         raise FileNotFoundError(
-            f"{len(missing)} videos are missing or empty: {first_names(missing)}. Complete the folder, take their lines"
-            " out of the metadata, or skip unreadable clips (--skip_unreadable). `swinbert doctor` looks into the rest."
+            f"{len(missing)} videos are missing or empty: {first_names(missing)}. Add them, remove their lines from the"
+            " metadata, or skip unreadable clips (--skip_unreadable). `swinbert doctor` checks all videos."
         )
 
 
 def captions_of(clips: Any) -> Iterator[str]:
-    """All captions.
+    """
+    All captions of all clips.
 
     Raises:
-        ValueError: of a stream, which one does not read through before training begins.
+        ValueError: the clips are a stream, which is not read before training begins.
     """
     if is_stream(clips):
         raise ValueError(
-            "The captions of a streamed dataset are not known beforehand: name a --tokenizer or a --model."
+            "The captions of a streamed dataset are not known before training: name a --tokenizer or a --model."
         )
     for captions in clips["captions"]:
         yield from captions
 
 
-def build_tokenizer(captions: Iterable[str]) -> BertTokenizerFast:
-    """A WordPiece tokenizer whose vocabulary is the words of `captions`, most frequent first, then letters and digits,
-    by which any other word is spelt."""
-    splitter = BertTokenizerFast(vocab={"[UNK]": 0}).backend_tokenizer
-    words: Counter[str] = Counter()
-    for caption in captions:
-        text = splitter.normalizer.normalize_str(caption)
-        words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(text))
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    characters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    by_frequency = sorted(words, key=lambda word: (-words[word], word))
-    vocabulary = dict.fromkeys([*special, *by_frequency, *",.'-", *characters, *(f"##{each}" for each in characters)])
-    return BertTokenizerFast(vocab={word: number for number, word in enumerate(vocabulary)})
-
-
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Lets what is drawn from `random`, numpy and torch (on the CPU) depend on `numbers` >= 0 alone; their states are
-    put back afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which seeds all devices
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-class _Clips:
-    """What datasets with and without random access have in common; the arguments are those of [`ClipDataset`]."""
+class _ClipReader:
+    """The common part of [`ClipDataset`] and [`ClipStream`]; see there for the arguments."""
 
     def __init__(
         self,
@@ -111,7 +75,7 @@ class _Clips:
         self.frame_cache = frame_cache
         self.skip_unreadable = skip_unreadable
         self._skipped: set[str] = set()
-        # Shared, because workers may outlive an epoch.
+        # Shared memory, because workers may live for several epochs.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -130,38 +94,37 @@ class _Clips:
         return self.video_processor.load_frames(clip_source(clip), start=clip.get("start"), end=clip.get("end"))[0]
 
     def _skip(self, clip: dict[str, Any], error: VideoDecodeError) -> None:
-        """Says that a clip is passed over, once in this process, or raises why it may not be."""
+        """Warns that a clip is skipped, once in each process; raises `error` if clips must not be skipped."""
         if not self.skip_unreadable:
             raise error
         name = clip_name(clip)
         if name not in self._skipped:
             self._skipped.add(name)
-            text = f"{name} is unreadable ({error.kind}: {error.message}) and another clip takes its place: number"
+            text = f"{name} is unreadable ({error.kind}: {error.message}) and replaced by another clip: number"
             warnings.warn(f"{text} {len(self._skipped)} in this process. `swinbert doctor` lists all.", stacklevel=4)
 
 
-class ClipDataset(_Clips, torch.utils.data.Dataset):
+class ClipDataset(_ClipReader, torch.utils.data.Dataset):
     """
     Clips as `{"frames": uint8 (T, H, W, C), "captions": [...], "index": int, "seed": (int, int, int)}`.
 
-    `seed` (that of the run, the epoch, the clip's number) alone decides all that is drawn at random for a clip, here
-    and in the collator: it is the same in the main process as in any number of workers, and in a run that was resumed.
+    The seed of an example (of the run, the epoch, the clip's index) determines all its random augmentations, here and
+    in the collator: they do not depend on the number of workers, or on whether the run was resumed.
 
     Args:
         clips: what `load_clips` returns.
-        video_processor: samples and decodes.
-        keep_frames: decode each clip once and keep its sampled frames, no larger than the processor makes them, in a
-            temporary file that is mapped into memory and shared with the workers. For small frames of one size.
-        max_shift: shift a clip by up to so many pixels (of its frames as they are read or kept) down or up and right or
-            left, the same for all its frames; what comes in repeats the edge. An augmentation that keeps what a caption
-            says.
+        video_processor: samples and decodes frames.
+        keep_frames: decode each clip once and keep its sampled frames, downscaled to the processor's size, in a
+            temporary file that is mapped into memory and shared with the workers. All frames must have the same size.
+        max_shift: augmentation: shift a clip vertically and horizontally by up to so many pixels (of its frames as they
+            are read or kept), all frames alike; the edge is repeated. The caption remains true.
         seed: of the run.
-        frame_cache: keeps sampled frames on disk, from run to run.
-        skip_unreadable: a clip that cannot be read is replaced by the next that can, with a warning that names and
-            counts; `index` is then the other's. Without it, it is an error.
+        frame_cache: keeps sampled frames on disk, also for later runs.
+        skip_unreadable: replace an unreadable clip by the next readable one, with a warning; `index` is that of the
+            replacement.
 
     Raises:
-        VideoDecodeError: when a clip is wanted that cannot be read.
+        VideoDecodeError: by `__getitem__`, for an unreadable clip that is not to be skipped.
     """
 
     def __init__(
@@ -181,7 +144,7 @@ class ClipDataset(_Clips, torch.utils.data.Dataset):
             if frame_cache is not None:
                 raise ValueError("Frames are kept in memory (`keep_frames`) or on disk (`frame_cache`): choose one.")
             shape = (len(clips), *self[0]["frames"].shape)
-            # Deleted by the system once no process maps them.
+            # The system deletes these files when no process maps them any more.
             with tempfile.TemporaryFile() as frames, tempfile.TemporaryFile() as flags:
                 self._kept = np.memmap(frames, dtype=np.uint8, mode="w+", shape=shape)
                 self._is_kept: np.ndarray = np.memmap(flags, dtype=np.bool_, mode="w+", shape=shape[:1])
@@ -207,27 +170,26 @@ class ClipDataset(_Clips, torch.utils.data.Dataset):
         if self._kept is not None and self._is_kept[index]:
             return self._kept[index]
         frames = sampled_frames(self.video_processor, clip)
-        if self._kept is None:  # it is not known yet how large they are
+        if self._kept is None:  # the constructor reads the first clip to know the shape
             return frames
         if frames.shape != self._kept.shape[1:]:
             raise ValueError(
-                f"Clip {index} has frames {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of"
-                " several sizes cannot be kept, set `keep_frames` to false."
+                f"Clip {index} has frames of shape {frames.shape[1:]}, the first clip {self._kept.shape[2:]}: frames of"
+                " different sizes cannot be kept, set `keep_frames` to false."
             )
         self._kept[index] = frames
         self._is_kept[index] = True
         return frames
 
 
-class ClipStream(_Clips, torch.utils.data.IterableDataset):
+class ClipStream(_ClipReader, torch.utils.data.IterableDataset):
     """
     The clips of a stream (`load_clips(..., streaming=True)`), decoded as they come; see [`ClipDataset`].
 
-    It has no end: after the last clip it begins again, in another order, so that every batch is full and a run that is
-    resumed comes to the same clips by passing over as many batches as it had. Clips are shuffled within a buffer of
-    `shuffle_buffer`, not yet decoded, and by the files that they come from; those are shared among the workers, so that
-    there is work for no more workers than there are files. An unreadable clip is left out where `skip_unreadable` says
-    so.
+    The stream is infinite: after the last clip it starts again, in another order. So every batch is full, and a resumed
+    run gets to the same clips by skipping as many batches as it has trained on. Clips are shuffled before decoding, by
+    the files that they come from and within a buffer of `shuffle_buffer` clips. Each file is read by one worker: more
+    workers than files are of no use. `skip_unreadable` omits unreadable clips.
     """
 
     def __init__(
@@ -245,7 +207,7 @@ class ClipStream(_Clips, torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, found = 0, True
-        while found:  # nothing, where there are more workers than files
+        while found:  # a worker without files ends at once
             found = False
             for example in self._one_pass(epoch):
                 found = True
@@ -256,7 +218,7 @@ class ClipStream(_Clips, torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         num_skipped = 0
-        # Not `set_epoch`: the workers share its number, but not how far they are.
+        # Not `set_epoch`: workers share that number, but each may be in another epoch.
         shuffle_seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
         for number, clip in enumerate(self.clips.shuffle(seed=shuffle_seed, buffer_size=self.shuffle_buffer)):
             index = first + number * step
@@ -268,10 +230,3 @@ class ClipStream(_Clips, torch.utils.data.IterableDataset):
                 num_skipped += 1
                 if num_skipped == MAX_SKIPPED_IN_A_ROW:
                     raise ValueError(f"{num_skipped} clips in a row are unreadable: {error}") from error
-
-
-def shift_clip(frames: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Frames (T, H, W, C), shifted; what comes in repeats the edge."""
-    rows = np.clip(np.arange(frames.shape[1]) - down, 0, frames.shape[1] - 1)
-    columns = np.clip(np.arange(frames.shape[2]) - right, 0, frames.shape[2] - 1)
-    return frames.take(rows, axis=1).take(columns, axis=2)

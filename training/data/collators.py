@@ -1,15 +1,13 @@
-"""From clips with captions to a batch: what is masked, what is predicted."""
+"""Batches of clips and captions: tokenisation, masking and labels."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torchvision.transforms import v2
 
-from swinbert.training.data.clip_datasets import seeded
+from swinbert.training.data.augmentation import random_crops
 
 
 def mask_caption(
@@ -21,18 +19,18 @@ def mask_caption(
     generator: Any = random,
 ) -> tuple[list[int], list[int]]:
     """
-    Masks a caption as the original SwinBERT does; with `random` seeded alike, it masks the very same tokens.
+    Masks a caption as the original SwinBERT does; with the same seed of `random`, it masks the same tokens.
 
-    `round(mask_prob * length)` tokens are chosen (half to even; at least 1, at most `max_masked_tokens`; `length`
-    counts `[CLS]` and `[SEP]`), never `[CLS]`. A chosen token becomes `[MASK]` in 80%, a random token in 10%, and
-    stays in 10%.
+    It selects `round(mask_prob * length)` tokens (half to even; at least 1, at most `max_masked_tokens`; `length`
+    includes `[CLS]` and `[SEP]`), never `[CLS]`. A selected token is replaced by `[MASK]` in 80% of cases, by a random
+    token in 10%, and kept in 10%.
 
     Args:
         input_ids: `[CLS] caption [SEP]`, without padding.
         generator: `random` or a `random.Random`.
 
     Returns:
-        The masked ids, and the labels: the original ids where a token was chosen, -100 elsewhere.
+        The masked ids, and the labels: the original ids of selected tokens, -100 elsewhere.
     """
     masked, labels = list(input_ids), [-100] * len(input_ids)
     candidates = list(range(1, len(input_ids)))
@@ -43,7 +41,7 @@ def mask_caption(
         if generator.random() <= 0.8:
             masked[position] = mask_token_id
         elif generator.random() <= 0.5:
-            # The original draws up to and including `vocab_size`, which is no token.
+            # The original also draws `vocab_size` itself, which is not a token.
             masked[position] = generator.randrange(vocab_size)
     return masked, labels
 
@@ -51,21 +49,22 @@ def mask_caption(
 @dataclass
 class CaptionCollator:
     """
-    Makes a batch of what [`ClipDataset`] yields: V clips and `captions_per_clip` captions of each.
+    Makes a batch of V items of [`ClipDataset`], with `captions_per_clip` captions of each clip.
 
     Args:
         processor (`SwinBertProcessor`): preprocesses frames and tokenises captions.
-        objective (`str`): `"masked_lm"` masks captions (see `mask_caption`); `"causal_lm"` leaves them whole, and every
-            token is predicted from those before it.
-        max_caption_length (`int`): longer captions are cut, `[SEP]` kept.
-        captions_per_clip (`int`): how many captions share one encoded clip, drawn without repetition if there are
-            enough.
-        random_crop (`bool`): cut clips at a random place instead of the centre, the same for all frames of a clip, as
-            the original does in training. (It flips none: captions say left and right.)
+        objective (`str`): `"masked_lm"` masks captions (see `mask_caption`); `"causal_lm"` does not, and every token is
+            predicted from the tokens before it.
+        max_caption_length (`int`): longer captions are truncated, keeping `[SEP]`.
+        mask_prob, max_masked_tokens: see `mask_caption`.
+        captions_per_clip (`int`): number of captions that share one encoded clip, sampled without repetition if the
+            clip has enough.
+        random_crop (`bool`): crop clips at a random place instead of the centre, all frames of a clip alike, as the
+            original does in training. (There are no flips, because captions mention left and right.)
 
     Returns:
         `pixel_values_videos` (V, T, C, H, W); `input_ids`, `attention_mask`, `labels` (V * captions_per_clip, L), the
-        captions of a clip one after the other; `index` (V,), the numbers of the clips.
+        captions of a clip in consecutive rows; `index` (V,), the indices of the clips.
     """
 
     processor: Any
@@ -80,18 +79,18 @@ class CaptionCollator:
         tokenizer = self.processor.tokenizer
         captions, generators = [], []
         for example in examples:
-            # Of the example alone: the same in any batch, process and worker, and when a run is resumed.
+            # Depends on the example only: the same in every batch, process and worker, and in a resumed run.
             generator = random.Random(str(example["seed"]))
-            captions += _draw(example["captions"], self.captions_per_clip, generator)
+            captions += _sample_captions(example["captions"], self.captions_per_clip, generator)
             generators += [generator] * self.captions_per_clip
-        whole = tokenizer(captions, truncation=True, max_length=self.max_caption_length)["input_ids"]
-        rows, labels = whole, whole
+        unmasked = tokenizer(captions, truncation=True, max_length=self.max_caption_length)["input_ids"]
+        rows, labels = unmasked, unmasked
         if self.objective == "masked_lm":
             arguments = tokenizer.mask_token_id, len(tokenizer), self.mask_prob, self.max_masked_tokens
-            masked = [mask_caption(ids, *arguments, each) for ids, each in zip(whole, generators, strict=True)]
+            masked = [mask_caption(ids, *arguments, each) for ids, each in zip(unmasked, generators, strict=True)]
             rows, labels = zip(*masked, strict=True)
         return {
-            # First, because `Trainer` counts clips by the first tensor.
+            # First, because `Trainer` takes the batch size from the first tensor.
             "pixel_values_videos": self._pixels(examples),
             "input_ids": _pad(rows, tokenizer.pad_token_id),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0),
@@ -102,36 +101,23 @@ class CaptionCollator:
     def _pixels(self, examples: list[dict[str, Any]]) -> torch.Tensor:
         """(V, T, C, H, W)."""
         video_processor = self.processor.video_processor
-        given = {"do_sample_frames": False, "return_tensors": "pt"}
+        settings = {"do_sample_frames": False, "return_tensors": "pt"}
         if not self.random_crop:
             videos = [example["frames"] for example in examples]
-            return video_processor(videos, **given)["pixel_values_videos"]
+            return video_processor(videos, **settings)["pixel_values_videos"]
         crops = random_crops(examples, video_processor)
-        return video_processor(crops, do_resize=False, do_center_crop=False, **given)["pixel_values_videos"]
+        return video_processor(crops, do_resize=False, do_center_crop=False, **settings)["pixel_values_videos"]
 
 
-def random_crops(examples: Sequence[dict[str, Any]], video_processor: Any) -> list[torch.Tensor]:
-    """Clips, uint8 (T, C, H, W), resized as `video_processor` does and cut, all frames of a clip at one place."""
-    crop_size = video_processor.crop_size
-    crop = v2.RandomCrop((crop_size["height"], crop_size["width"]), pad_if_needed=True)
-    crops = []
-    for example in examples:
-        frames = torch.from_numpy(np.ascontiguousarray(example["frames"])).permute(0, 3, 1, 2)
-        frames = video_processor.resize(frames, video_processor.size, resample=video_processor.resample)
-        with seeded(*example["seed"]):
-            crops.append(crop(frames))
-    return crops
-
-
-def _draw(captions: Sequence[str], count: int, generator: Any) -> list[str]:
-    """`count` captions, none twice before all have been drawn."""
-    drawn: list[str] = []
-    while len(drawn) < count:
-        drawn += generator.sample(captions, min(count - len(drawn), len(captions)))
-    return drawn
+def _sample_captions(captions: Sequence[str], count: int, generator: Any) -> list[str]:
+    """`count` captions; none is repeated before all have been sampled."""
+    sampled: list[str] = []
+    while len(sampled) < count:
+        sampled += generator.sample(captions, min(count - len(sampled), len(captions)))
+    return sampled
 
 
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
-    """(rows, longest row) int64."""
+    """int64 (number of rows, length of the longest row)."""
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

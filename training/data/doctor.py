@@ -1,13 +1,12 @@
-"""`swinbert doctor`: what is wrong with a dataset, found before training finds it.
+"""`swinbert doctor`: checks a dataset before training.
 
     swinbert doctor DATASET --output DIR        # DIR/doctor.json and DIR/doctor.png
 
-Every clip is decoded at a few moments, in several processes; captions are counted, measured and compared, within splits
-and between them.
+Decodes some frames of every clip, in several processes, and checks captions and duplicates, within splits and between
+them.
 """
 
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -30,44 +29,45 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from swinbert.processing import VideoDecodeError, decode_video
-from swinbert.training.data.clip_datasets import build_tokenizer
 from swinbert.training.data.sources import clip_name, clip_source, load_splits, no_split
 from swinbert.training.splits import spans_overlap
-from swinbert.utils.files import duplicate_files
+from swinbert.training.tokenization import build_tokenizer
+from swinbert.utils.cores import available_cores
+from swinbert.utils.files import duplicate_files, write_json
 from swinbert.utils.progress import progress
 
-# Of these, training or evaluation breaks ...
+# Problems that stop training or evaluation.
 BREAKING = {
     "unreadable": "videos that cannot be read",
     "without captions": "clips without a caption",
     "empty caption": "clips with an empty caption",
 }
-# ... of these, it goes on, and is worse than it could be or seems better than it is.
+# Problems that make the model worse, or its scores too good.
 DOUBTFUL = {
     "damaged": "clips with frames that cannot be decoded",
-    "cut off": "files that end early",
+    "cut off": "truncated files",
     "blank": "clips of one colour",
     "past the end": "clips that end after their video",
-    "repeated caption": "clips that say the same twice",
-    "long caption": "clips with captions that will be cut",
+    "repeated caption": "clips with repeated captions",
+    "long caption": "clips with captions that will be truncated",
     "unknown words": "clips with words that the tokenizer does not know",
-    "in two splits": "clips of this split in another",
-    "source in two splits": "other parts of the same videos in another split",
-    "captions in two splits": "clips with just the captions of a clip in another split",
+    "in two splits": "clips that are also in another split",
+    "source in two splits": "clips whose video has other parts in another split",
+    "captions in two splits": "clips with the same captions as a clip of another split",
 }
-PICTURED = 4  # clips of each split in the picture
-_LISTED = 5  # problems of each kind in the text; the JSON file has all
-_END_TOLERANCE = 0.5  # seconds; annotations are often in whole ones
+NUM_DRAWN = 4  # clips of each split in the image
+_NUM_LISTED = 5  # problems of each kind in the text; the JSON file has all
+_END_TOLERANCE = 0.5  # seconds; annotations are often rounded to whole seconds
 
 
 @dataclass
 class Problem:
     """
     Args:
-        clip: its name.
-        index: its number in the split.
-        reason: what is wrong.
-        kind: of an unreadable video, that of `VideoDecodeError`, or `"crashed"`.
+        clip: name of the clip.
+        index: index of the clip in the split.
+        reason: details.
+        kind: for an unreadable video, the kind of `VideoDecodeError`, or `"crashed"`.
     """
 
     clip: str
@@ -83,10 +83,10 @@ class Problem:
 class SplitReport:
     """
     Args:
-        clips, checked: number of clips, and of those that were decoded.
-        captions, distinct_captions: number of all captions, and of different ones.
-        caption_lengths: tokens of a caption, `[CLS]` and `[SEP]` included -> number of captions.
-        problems: kind, of `BREAKING` or `DOUBTFUL` -> the clips.
+        clips, checked: number of clips, and of clips that were decoded.
+        captions, distinct_captions: number of captions, and of different ones.
+        caption_lengths: length of a caption in tokens, with `[CLS]` and `[SEP]` -> number of captions.
+        problems: key of `BREAKING` or `DOUBTFUL` -> the clips with this problem.
     """
 
     clips: int
@@ -102,13 +102,13 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """All splits; `str` is for people, `as_dict` for programs."""
+    """The results for all splits; `str(report)` is a text to print, `as_dict` a dictionary for JSON."""
 
     dataset: str
     splits: dict[str, SplitReport]
     tokenizer: str
     max_caption_length: int
-    complete: bool = True  # not interrupted
+    complete: bool = True  # false if checking was interrupted
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -129,18 +129,18 @@ class Report:
                 for kind, text in kinds.items():
                     found = split.problems.get(kind, [])
                     lines += [f"  {mark}{text}: {len(found)}"] if found else []
-                    lines += [f"    {problem}" for problem in found[:_LISTED]]
-                    lines += [f"    and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
+                    lines += [f"    {problem}" for problem in found[:_NUM_LISTED]]
+                    lines += [f"    and {len(found) - _NUM_LISTED} more"] if len(found) > _NUM_LISTED else []
             lines += [f"  {line}" for line in _histogram(split.caption_lengths, self.max_caption_length)]
         lines += self.notes
         if not self.complete:
-            lines.append("Interrupted: not all clips were decoded.")
+            lines.append("Interrupted: some clips were not decoded.")
         return "\n".join(lines)
 
 
 @dataclass
 class _Check:
-    """What was seen of one clip."""
+    """The result of decoding a clip."""
 
     clip: str
     error: tuple[str, str] | None = None  # kind, reason
@@ -150,7 +150,7 @@ class _Check:
     is_blank: bool = False
     seconds: float | None = None
     identity: str | None = None  # of the file, or of the bytes
-    frames: np.ndarray | None = None  # (num_frames, h, w, 3), small; only of clips for the picture
+    frames: np.ndarray | None = None  # uint8 (T, H, W, C), thumbnails; only of clips that may be drawn
 
 
 def examine(
@@ -165,23 +165,23 @@ def examine(
 ) -> Report:
     """
     Args:
-        dataset: as `load_clips` takes it.
-        splits: only these.
-        clips_per_split: decode so many clips of each split, evenly spread over it; all by default. Captions and names
-            are compared for all clips in any case.
-        num_frames: frames to decode of each clip, evenly spaced.
-        tokenizer: measures captions; by default one of the words of the training captions, as `swinbert train` makes
-            for a new model.
-        max_caption_length: longest caption in tokens, with `[CLS]` and `[SEP]`.
-        workers: processes; by default as many as there are cores for this one. 0 decodes in this process.
-        output: folder for `doctor.json` and `doctor.png`, made if it is not there.
+        dataset: see `load_clips`.
+        splits: splits to check; by default all.
+        clips_per_split: number of clips to decode of each split, evenly spaced; by default all. Captions and names of
+            all clips are checked in any case.
+        num_frames: number of frames to decode of each clip, evenly spaced.
+        tokenizer: measures captions; by default a tokenizer of the words of the training captions, as `swinbert train`
+            makes it for a new model.
+        max_caption_length: maximum length of a caption in tokens, with `[CLS]` and `[SEP]`.
+        workers: number of processes; by default one for each available core. 0 decodes in this process.
+        output: folder for `doctor.json` and `doctor.png`, created if needed.
 
     Returns:
-        the report; `report.breaks_training` tells whether anything has to be done. After Ctrl-C it is of what was
-        decoded until then, and `complete` is false.
+        The report; `report.breaks_training` says whether training would fail. After Ctrl-C it covers what was decoded
+        until then, and `complete` is false.
 
     Raises:
-        FileNotFoundError, ValueError: the dataset cannot be read at all, or has no such split.
+        FileNotFoundError, ValueError: the dataset cannot be read, or has no such split.
     """
     found = load_splits(dataset)
     for name in splits or ():
@@ -190,7 +190,7 @@ def examine(
     chosen = {name: clips for name, clips in found.items() if not splits or name in splits}
     folder = None if output is None else Path(output).expanduser()
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        folder.mkdir(parents=True, exist_ok=True)  # now rather than after the work
 
     training = found.get("train", next(iter(found.values())))["captions"]
     measured_by = getattr(tokenizer, "name_or_path", "") or "given" if tokenizer else "words of the training captions"
@@ -202,10 +202,10 @@ def examine(
     for name, clips in chosen.items():
         _read_captions(report, name, clips, tokenizer)
         _judge_videos(reports[name], clips, checks[name])
-    _look_for_leaks(report, chosen, checks)
+    _find_leaks(report, chosen, checks)
     if folder:
-        (folder / "doctor.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-        _draw(folder / "doctor.png", chosen, checks)
+        write_json(folder / "doctor.json", report.as_dict(), indent=1)
+        _draw_clips(folder / "doctor.png", chosen, checks)
     return report
 
 
@@ -219,13 +219,13 @@ def _decode(
     workers: int | None,
     report: Report,
 ) -> dict[str, dict[int, _Check]]:
-    """What is seen of the clips, by split and number; in part, and `report.complete` false, if it is interrupted."""
+    """Split -> index of a clip -> its check. Ctrl-C ends decoding, and sets `report.complete` to false."""
     tasks = []
     for name, clips in splits.items():
-        numbers = _spread(len(clips), clips_per_split)
-        # More than will be shown: some may be unreadable.
-        pictured = {numbers[place] for place in _spread(len(numbers), 3 * PICTURED)}
-        tasks += [(name, number, num_frames, number in pictured) for number in numbers]
+        numbers = _evenly_spaced(len(clips), clips_per_split)
+        # More than will be drawn: some may be unreadable.
+        candidates = {numbers[place] for place in _evenly_spaced(len(numbers), 3 * NUM_DRAWN)}
+        tasks += [(name, number, num_frames, number in candidates) for number in numbers]
     checks: dict[str, dict[int, _Check]] = {name: {} for name in splits}
     try:
         for (name, number, *_), check in progress(_run(splits, tasks, workers), "Decoding clips", len(tasks)):
@@ -237,24 +237,24 @@ def _decode(
     return checks
 
 
-def _spread(length: int, count: int | None) -> list[int]:
-    """`count` of the numbers below `length`, evenly spread; all of them without a count."""
+def _evenly_spaced(length: int, count: int | None) -> list[int]:
+    """`count` evenly spaced integers below `length`; all of them without a count."""
     count = length if count is None else min(count, length)
     return [number * length // count for number in range(count)]
 
 
+# Split, index of the clip, number of frames, whether to keep thumbnails.
 _Task = tuple[str, int, int, bool]
 
 
 def _run(
     splits: dict[str, datasets.Dataset], tasks: list[_Task], workers: int | None
 ) -> Iterator[tuple[_Task, _Check]]:
-    """Checks of all tasks, as they are done. A clip that kills its process is found out and reported."""
+    """Checks of all tasks, in the order in which they finish. A clip that kills its process is reported as such."""
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, len(tasks))
+        workers = min(len(available_cores()), len(tasks))
     if not workers:
-        _start(splits)
+        _set_splits(splits)
         yield from ((task, _check(*task)) for task in tasks)
         return
     waiting = iter(tasks)
@@ -275,37 +275,37 @@ def _run(
                 except BrokenProcessPool:
                     killed.append(task)
             if killed:
-                # One of those that ran has killed its process, and the pool with it.
+                # One of the running tasks killed its process, and with it the pool: each is repeated on its own.
                 suspects = [*killed, *running.values()]
                 running.clear()
                 pool.shutdown()
                 for task in suspects:
-                    yield task, _alone(splits, task)
+                    yield task, _check_in_own_process(splits, task)
                 pool = _pool(splits, workers)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(splits: dict[str, datasets.Dataset], task: _Task) -> _Check:
+def _check_in_own_process(splits: dict[str, datasets.Dataset], task: _Task) -> _Check:
     with _pool(splits, 1) as pool:
         try:
             return pool.submit(_check, *task).result()
         except BrokenProcessPool:
-            reason = "decoding it kills the process (memory, or a fault in the decoder)."
+            reason = "decoding kills the process (out of memory, or a bug in the decoder)."
             return _Check(clip_name(splits[task[0]][task[1]]), error=("crashed", reason))
 
 
 def _pool(splits: dict[str, datasets.Dataset], workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context(), initializer=_start, initargs=(splits, True)
+        workers, mp_context=multiprocessing.get_context(), initializer=_set_splits, initargs=(splits, True)
     )
 
 
 _splits: dict[str, datasets.Dataset] = {}
 
 
-def _start(splits: dict[str, datasets.Dataset], is_worker: bool = False) -> None:
-    """Gives this process the clips, of which it then gets the numbers alone."""
+def _set_splits(splits: dict[str, datasets.Dataset], is_worker: bool = False) -> None:
+    """Makes the clips known to this process; tasks refer to them by split and index."""
     global _splits
     _splits = splits
     if is_worker:
@@ -318,16 +318,16 @@ def _check(split: str, number: int, num_frames: int, keep: bool) -> _Check:
     try:
         source = clip_source(clip)
         check.identity = _identity(source)
-        with warnings.catch_warnings(), _heard() as said:
-            warnings.simplefilter("ignore")  # of missing frames, which are counted
+        with warnings.catch_warnings(), _decoder_messages() as messages:
+            warnings.simplefilter("ignore")  # about missing frames, which are counted
             frames, about = decode_video(source, num_frames=num_frames, start=clip.get("start"), end=clip.get("end"))
     except VideoDecodeError as error:
         check.error = error.kind, error.message
         return check
-    except OSError as error:  # the shard, not the clip
+    except OSError as error:  # the tar shard of the clip
         check.error = "not_readable", f"{error}."
         return check
-    check.cut_off = "; ".join(said)
+    check.cut_off = "; ".join(messages)
     check.missing, check.sampled, check.seconds = about.missing_frames, len(frames), about.duration
     check.is_blank = bool((np.ptp(frames, axis=(0, 1, 2)) == 0).all())
     if keep:
@@ -336,25 +336,26 @@ def _check(split: str, number: int, num_frames: int, keep: bool) -> _Check:
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
-    """What the decoder logs, without the name of the clip: that a file ends early, say."""
-    said: list[str] = []
+def _decoder_messages() -> Iterator[list[str]]:
+    """Collects log messages of the decoder (about truncated files), without the name of the clip."""
+    messages: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage().partition(": ")[2] or record.getMessage())
+            messages.append(record.getMessage().partition(": ")[2] or record.getMessage())
 
     logger, listener = logging.getLogger(decode_video.__module__), Listener()
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(listener)
     try:
-        yield said
+        yield messages
     finally:
         logger.removeHandler(listener)
         logger.propagate = propagate
 
 
 def _identity(source: Any) -> str:
+    """A hash of the bytes of a video, or the path of its file."""
     if isinstance(source, dict):
         return hashlib.blake2b(source["bytes"], digest_size=16).hexdigest()
     return os.path.realpath(source)
@@ -364,20 +365,20 @@ def _judge_videos(report: SplitReport, clips: datasets.Dataset, checks: dict[int
     ends: list[Any] = list(clips["end"]) if "end" in clips.column_names else [None] * len(clips)
     for number, check in sorted(checks.items()):
 
-        def say(kind: str, reason: str, error: str | None = None, number=number, check=check) -> None:
+        def add(kind: str, reason: str, error: str | None = None, number=number, check=check) -> None:
             report.add(kind, Problem(check.clip, number, reason, error))
 
         if check.error:
-            say("unreadable", f"{check.error[0]}: {check.error[1]}", check.error[0])
+            add("unreadable", f"{check.error[0]}: {check.error[1]}", check.error[0])
             continue
         if check.missing:
-            say("damaged", f"{check.missing} of {check.sampled} that were tried")
+            add("damaged", f"{check.missing} of {check.sampled} sampled frames")
         if check.cut_off:
-            say("cut off", check.cut_off)
+            add("cut off", check.cut_off)
         if check.is_blank:
-            say("blank", "")
+            add("blank", "")
         if ends[number] is not None and check.seconds and ends[number] > check.seconds + _END_TOLERANCE:
-            say("past the end", f"{ends[number]:g} of {check.seconds:.1f} s")
+            add("past the end", f"{ends[number]:g} of {check.seconds:.1f} s")
 
 
 # --- Captions ---------------------------------------------------------------------------------------------------------
@@ -386,25 +387,25 @@ def _judge_videos(report: SplitReport, clips: datasets.Dataset, checks: dict[int
 def _read_captions(report: Report, split: str, clips: datasets.Dataset, tokenizer: Any) -> None:
     found, captions = report.splits[split], clips["captions"]
     if not any(captions) and split not in ("train", "validation"):
-        report.notes.append(f"{split} has no captions: it can be captioned, not scored.")
+        report.notes.append(f"{split} has no captions: models can caption it, but not be scored on it.")
         return
     flat = [caption for texts in captions for caption in texts]
     ids = tokenizer(flat)["input_ids"] if flat else []
-    found.captions, found.distinct_captions = len(flat), len(set(map(_plain, flat)))
+    found.captions, found.distinct_captions = len(flat), len(set(map(_normalised, flat)))
     found.caption_lengths = dict(sorted(Counter(map(len, ids)).items()))
     tokens = iter(ids)
     for number, texts in enumerate(captions):
-        about = [next(tokens) for _ in texts]
+        own_tokens = [next(tokens) for _ in texts]
         problems = {}
         if not texts:
             problems["without captions"] = ""
         if empty := sum(not text.strip() for text in texts):
             problems["empty caption"] = f"{empty} of {len(texts)}"
-        if repeated := len(texts) - len(set(map(_plain, texts))):
+        if repeated := len(texts) - len(set(map(_normalised, texts))):
             problems["repeated caption"] = f"{repeated} of {len(texts)}"
-        if longest := max((len(each) for each in about if len(each) > report.max_caption_length), default=0):
+        if longest := max((len(each) for each in own_tokens if len(each) > report.max_caption_length), default=0):
             problems["long caption"] = f"{longest} tokens"
-        unknown = [text for text, each in zip(texts, about, strict=True) if tokenizer.unk_token_id in each]
+        unknown = [text for text, each in zip(texts, own_tokens, strict=True) if tokenizer.unk_token_id in each]
         if unknown:
             problems["unknown words"] = textwrap.shorten(repr(unknown[0]), 60)
         if problems:
@@ -413,12 +414,13 @@ def _read_captions(report: Report, split: str, clips: datasets.Dataset, tokenize
                 found.add(kind, Problem(name, number, reason))
 
 
-def _plain(caption: str) -> str:
+def _normalised(caption: str) -> str:
+    """Ignores upper case, space and final full stops."""
     return " ".join(caption.lower().split()).rstrip(". ")
 
 
 def _histogram(lengths: dict[int, int], longest: int, width: int = 40) -> Iterator[str]:
-    """Lines of text: tokens of a caption, number of captions."""
+    """Lines of text: length of captions, number of captions, bar."""
     if not lengths:
         return
     low, high = min(lengths), max(lengths)
@@ -426,7 +428,7 @@ def _histogram(lengths: dict[int, int], longest: int, width: int = 40) -> Iterat
     counts = Counter({place: 0 for place in range(low // step, high // step + 1)})
     for length, count in lengths.items():
         counts[length // step] += count
-    yield f"tokens of a caption, of which {longest} are read"
+    yield f"tokens of a caption (at most {longest} are used)"
     for place, count in sorted(counts.items()):
         first, last = place * step, (place + 1) * step - 1
         span = f"{first}" if first == last else f"{first}-{last}"
@@ -436,8 +438,8 @@ def _histogram(lengths: dict[int, int], longest: int, width: int = 40) -> Iterat
 # --- Between splits ---------------------------------------------------------------------------------------------------
 
 
-def _look_for_leaks(report: Report, splits: dict[str, datasets.Dataset], checks: dict[str, dict[int, _Check]]) -> None:
-    """Clips of one split that are in another: by what their files hold, by their ids, by their captions."""
+def _find_leaks(report: Report, splits: dict[str, datasets.Dataset], checks: dict[str, dict[int, _Check]]) -> None:
+    """Finds clips of one split that are in another: by the contents of their files, by their ids, by their captions."""
     if len(splits) < 2:
         return
     identities = {check.identity for found in checks.values() for check in found.values() if check.identity}
@@ -453,23 +455,23 @@ def _look_for_leaks(report: Report, splits: dict[str, datasets.Dataset], checks:
                 by_source["video", same.get(check.identity, check.identity)].append((split, number, start, end))
             if video_id:
                 by_source["id", video_id].append((split, number, start, end))
-            # One caption alone may fit two videos; the same set of several is no chance.
-            if len(meant := frozenset(map(_plain, texts or ()))) > 1:
-                by_captions[meant].append((split, number))
+            # Two videos may share a single caption by chance, but not a set of several.
+            if len(caption_set := frozenset(map(_normalised, texts or ()))) > 1:
+                by_captions[caption_set].append((split, number))
 
-    leaks: dict[tuple[str, int], tuple[str, str]] = {}  # of each clip the worst
+    leaks: dict[tuple[str, int], tuple[str, str]] = {}  # the worst of each clip
     for clips in by_source.values():
         if len({split for split, *_ in clips}) > 1:
             for split, number, start, end in clips:
-                others = [other for other in clips if other[0] != split]
-                overlapping = [other for other in others if spans_overlap(start, end, *other[2:])]
+                elsewhere = [other for other in clips if other[0] != split]
+                overlapping = [other for other in elsewhere if spans_overlap(start, end, *other[2:])]
                 kind = "in two splits" if overlapping else "source in two splits"
                 if leaks.get((split, number), ("",))[0] != "in two splits":
-                    leaks[split, number] = kind, _other(splits, *(overlapping or others)[0][:2])
+                    leaks[split, number] = kind, _described(splits, *(overlapping or elsewhere)[0][:2])
     for alike in by_captions.values():
         for split, number in alike:
             if other := next((each for each in alike if each[0] != split), None):
-                leaks.setdefault((split, number), ("captions in two splits", _other(splits, *other)))
+                leaks.setdefault((split, number), ("captions in two splits", _described(splits, *other)))
     for (split, number), (kind, reason) in sorted(leaks.items()):
         report.splits[split].add(kind, Problem(clip_name(splits[split][number]), number, reason))
 
@@ -477,11 +479,11 @@ def _look_for_leaks(report: Report, splits: dict[str, datasets.Dataset], checks:
 _COMPARED = ("video_id", "start", "end", "captions")
 
 
-def _other(splits: dict[str, datasets.Dataset], split: str, number: int) -> str:
+def _described(splits: dict[str, datasets.Dataset], split: str, number: int) -> str:
     return f"{clip_name(splits[split][number])} of {split}"
 
 
-# --- The picture ------------------------------------------------------------------------------------------------------
+# --- The image --------------------------------------------------------------------------------------------------------
 
 _HEIGHT, _MARGIN, _TEXT_WIDTH = 120, 8, 420
 
@@ -492,19 +494,21 @@ def _thumbnail(frame: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _draw(path: Path, splits: dict[str, datasets.Dataset], checks: dict[str, dict[int, _Check]]) -> None:
-    """A row for each of a few clips of each split: its frames, its name and its captions."""
+def _draw_clips(path: Path, splits: dict[str, datasets.Dataset], checks: dict[str, dict[int, _Check]]) -> None:
+    """Draws some clips of each split, one in each row: frames, name and captions."""
     path.unlink(missing_ok=True)
     rows = []
     for split, found in checks.items():
-        seen = [(split, number, check.frames) for number, check in sorted(found.items()) if check.frames is not None]
-        rows += [seen[place] for place in _spread(len(seen), PICTURED)]
+        drawable = [
+            (split, number, check.frames) for number, check in sorted(found.items()) if check.frames is not None
+        ]
+        rows += [drawable[place] for place in _evenly_spaced(len(drawable), NUM_DRAWN)]
     if not rows:
         return
     widest = max(len(frames) * (frames.shape[2] + _MARGIN) for _, _, frames in rows)
     step = _HEIGHT + _MARGIN
     picture = Image.new("RGB", (widest + 2 * _MARGIN + _TEXT_WIDTH, step * len(rows) + _MARGIN), "white")
-    # Pillow's own font knows English letters alone.
+    # Pillow's own font has only English letters.
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
     draw = ImageDraw.Draw(picture)
     for row, (split, number, frames) in enumerate(rows):

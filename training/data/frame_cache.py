@@ -1,4 +1,4 @@
-"""Sampled frames on disk, kept between runs, for machines where decoding is the bottleneck."""
+"""A cache of sampled frames on disk, for machines where decoding limits the speed of training."""
 
 import hashlib
 import importlib
@@ -24,30 +24,32 @@ FORMATS = ("jpeg", "raw")
 
 class FrameCache:
     """
-    A folder with a file for each clip: a zip of its sampled frames, as JPEG files or as one array. Delete the folder,
-    or any file in it, to clear it.
+    A folder with a zip file for each clip, which holds its sampled frames as JPEG files or as one array. To clear the
+    cache, delete the folder or files in it.
 
-    They are those of [`sampled_frames`]; what the processor makes of raw ones is equal, bit by bit, to what it makes of
-    the video. A file is found by all that decides what is in it: the video (path, size and time of change; or its
-    bytes), `start` and `end`, how the processor samples and resizes, the decoder and its version. It appears whole or
-    not at all, whatever process is killed, and a damaged one is made anew.
+    The frames are those of [`sampled_frames`]; from raw frames, the processor computes exactly the same pixel values as
+    from the video. The name of a file is a hash of everything that determines its content: the video (path, size and
+    modification time; or its bytes), `start` and `end`, the processor's sampling and resizing, the decoder and its
+    version. Files are written atomically, and damaged ones are replaced.
 
     Args:
-        folder: made if it is not there.
-        video_processor (`SwinBertVideoProcessor`): samples and decodes.
-        frame_format (`str`): `"jpeg"`, a tenth of the size, at quality 95 without subsampling of colours; or `"raw"`.
+        folder: created if needed.
+        video_processor (`SwinBertVideoProcessor`): decodes, samples and resizes.
+        frame_format (`str`): `"jpeg"`, a tenth of the size, at quality 95 without chroma subsampling; or `"raw"`.
 
     Raises:
-        ValueError: frames are sampled at random, so that no two epochs show the same; or there is no such format.
+        ValueError: the processor samples frames at random, or there is no such format.
     """
 
     def __init__(self, folder: str | Path, video_processor: Any, frame_format: str = "jpeg"):
         if video_processor.frame_sampling == "random":
             raise ValueError(
-                'A frame cache keeps the same frames for every epoch, but `frame_sampling` is "random": choose one.'
+                'A frame cache returns the same frames in every epoch, but `frame_sampling` is "random": choose one.'
             )
         if frame_format not in FORMATS:
-            raise ValueError(f"Expected a format of kept frames of {' or '.join(FORMATS)}, found {frame_format!r}.")
+            raise ValueError(
+                f"Expected the format of cached frames to be {' or '.join(FORMATS)}, found {frame_format!r}."
+            )
         self.folder = Path(folder).expanduser()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.video_processor = video_processor
@@ -57,36 +59,36 @@ class FrameCache:
 
     def frames(self, clip: dict[str, Any]) -> np.ndarray:
         """
-        The sampled frames of a clip, uint8 (T, H, W, C), decoded only if they are not kept yet.
+        The sampled frames of a clip, uint8 (T, H, W, C), decoded only if they are not in the cache.
 
         Raises:
-            VideoDecodeError: the clip cannot be used.
+            VideoDecodeError: the clip cannot be decoded.
         """
         path = self._path(clip)
-        if path is None:  # nothing says whether it will be the same video next time
+        if path is None:  # a URL, whose content may change
             return sampled_frames(self.video_processor, clip)
         try:
             return _read(path)
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
-            warnings.warn(f"{path} is damaged and is made anew.", stacklevel=2)
+            warnings.warn(f"{path} is damaged and will be replaced.", stacklevel=2)
         frames = sampled_frames(self.video_processor, clip)
-        content = _packed(frames, self.frame_format)
+        content = _pack(frames, self.frame_format)
         self._write(path, content)
-        # What the next epoch will see, not what this one could have seen.
-        return _unpacked(content)
+        # Not `frames`: this epoch sees the same JPEG artefacts as later ones.
+        return _unpack(content)
 
     def _path(self, clip: dict[str, Any]) -> Path | None:
         video = _identity(clip)
         if video is None:
             return None
-        said = {"video": video, "start": clip.get("start"), "end": clip.get("end"), **self._settings}
-        name = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+        key = {"video": video, "start": clip.get("start"), "end": clip.get("end"), **self._settings}
+        name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name}.zip"
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Keeps frames, until the folder takes no more."""
+        """Writes a file of the cache. After a failure (a full disk, say) nothing more is written."""
         if self._is_full:
             return
         try:
@@ -94,12 +96,14 @@ class FrameCache:
             write_atomically(path, content)
         except OSError as error:
             self._is_full = True
-            warnings.warn(f"{self.folder} takes no more frames ({error}): they are decoded instead.", stacklevel=2)
+            warnings.warn(
+                f"Frames cannot be cached in {self.folder} any more ({error}): they are decoded each time.",
+                stacklevel=2,
+            )
 
 
 def sampled_frames(video_processor: Any, clip: dict[str, Any]) -> np.ndarray:
-    """The sampled frames of a clip, uint8 (T, H, W, C), worth keeping: no larger than the processor makes them, before
-    any crop."""
+    """The sampled frames of a clip, uint8 (T, H, W, C), downscaled to the size that the processor crops from."""
     frames = video_processor.load_frames(clip_source(clip), start=clip.get("start"), end=clip.get("end"))[0]
     size = video_processor.size
     smallest = size.shortest_edge or max(size.height or 0, size.width or 0)
@@ -111,12 +115,12 @@ def sampled_frames(video_processor: Any, clip: dict[str, Any]) -> np.ndarray:
 
 
 def _settings(video_processor: Any) -> dict[str, Any]:
-    """All of a processor, and of the libraries, that decides which frames come out and what they show."""
+    """All settings of the processor, and versions of libraries, that affect sampled frames."""
     names = ("num_frames", "fps", "frame_sampling", "do_sample_frames", "strict", "do_resize", "resample")
     settings = {name: getattr(video_processor, name, None) for name in names}
     settings["size"] = {name: value for name, value in dict(video_processor.size).items() if value is not None}
     backend = getattr(video_processor, "video_backend", None) or "auto"
-    libraries = {"pyav"} if backend == "auto" else {"pyav", backend}  # PyAV counts frames for all of them
+    libraries = {"pyav"} if backend == "auto" else {"pyav", backend}  # PyAV reads the time stamps for all decoders
     modules = [importlib.import_module("av" if name == "pyav" else name) for name in sorted(libraries)]
     settings["decoders"] = {module.__name__: str(getattr(module, "__version__", "")) for module in modules}
     settings["ffmpeg"] = {name: list(version) for name, version in modules[-1].library_versions.items()}
@@ -124,6 +128,7 @@ def _settings(video_processor: Any) -> dict[str, Any]:
 
 
 def _identity(clip: dict[str, Any]) -> Any:
+    """What identifies the content of a video: its location, size and modification time, or a hash; `None` for a URL."""
     video = clip["video"]
     if video["bytes"] is not None:
         return hashlib.blake2b(video["bytes"], digest_size=16).hexdigest()
@@ -134,8 +139,8 @@ def _identity(clip: dict[str, Any]) -> Any:
     return [os.path.realpath(path), state.st_size, state.st_mtime_ns, clip.get("offset"), clip.get("size")]
 
 
-def _packed(frames: np.ndarray, frame_format: str) -> bytes:
-    """A zip, stored without compression, whose checksums tell a damaged file."""
+def _pack(frames: np.ndarray, frame_format: str) -> bytes:
+    """A zip without compression; its checksums reveal damage."""
     content = io.BytesIO()
     if frame_format == "raw":
         np.savez(content, frames=frames)
@@ -149,10 +154,10 @@ def _packed(frames: np.ndarray, frame_format: str) -> bytes:
 
 
 def _read(path: Path) -> np.ndarray:
-    return _unpacked(path.read_bytes())
+    return _unpack(path.read_bytes())
 
 
-def _unpacked(content: bytes) -> np.ndarray:
+def _unpack(content: bytes) -> np.ndarray:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [archive.read(name) for name in sorted(archive.namelist())]
         if archive.namelist() == ["frames.npy"]:

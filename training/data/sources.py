@@ -1,14 +1,14 @@
-"""Where clips with captions come from: folders, parquet files, tar shards and the Hub, each read into the same columns.
+"""Reads datasets of clips with captions: folders, parquet files, tar shards and the Hub, all into the same columns.
 
-    video      {"path", "bytes"}, undecoded (`datasets.Video(decode=False)`); `clip_source` gives what a decoder reads
-    captions   list of texts; in the source also one text, or under the name of caption, sentences, sentence or text
-    start, end seconds, where a clip is a part of its file
-    video_id   and whatever else the source has
+    video      {"path", "bytes"}, undecoded (`datasets.Video(decode=False)`); `clip_source` makes an input of a decoder
+    captions   list of texts; a source may have a single text, or name the column caption, sentences, sentence or text
+    start, end seconds, if the clip is a part of its file
+    video_id   and all other columns of the source
 
-`datasets` reads the Hub and parquet. Two layouts are read here, since its builders lose clips without a word (5.2):
-VideoFolder takes the names of folders for splits and then drops every clip and all captions outside of them, and knows
-five suffixes; WebDataset drops what no one of the first five samples has, such as a later `start`, and copies all
-videos into its cache.
+`datasets` reads the Hub and parquet. Two layouts are read here, because its builders (5.2) lose data silently:
+VideoFolder takes names of folders for splits, drops all clips and captions outside of them, and knows five file
+suffixes; WebDataset drops fields that none of the first five samples has, such as `start`, and copies all videos to its
+cache.
 """
 
 import json
@@ -32,13 +32,13 @@ from swinbert.training.splits import SPLIT_WORDS, splits_in_name
 from swinbert.utils.files import inner_path
 from swinbert.utils.text import first_names
 
-# As `datasets` names the shards of a split.
+# Shards of a split, as `datasets` names them.
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
-# Where `clip_source` finds a video in a tar: no source may say so itself.
-_PLACE = ("shard", "offset", "size")
-# Other names of captions, taken where there are no `captions` and only one of these.
+# Columns by which `clip_source` finds a video in a tar; a source must not set them itself.
+_TAR_COLUMNS = ("shard", "offset", "size")
+# Other names of the column `captions`; a clip without `captions` may have one of them.
 _CAPTION_NAMES = ("caption", "sentences", "sentence", "text")
-# A sample of a tar is what has one name up to the first dot of its last part, as in WebDataset.
+# As in WebDataset, the files of a sample share their name up to the first dot of its last part.
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
 
 
@@ -49,18 +49,18 @@ def load_clips(
     The clips of one split, in the columns of this module.
 
     Args:
-        dataset: a folder with `metadata.jsonl` (the house format), `.parquet` files or `.tar` shards; one such
-            file; or the id of a dataset on the Hub.
-        split: as in the column `split` where there is one, else as the names of the files say.
-        need_captions: `False` takes a split too of which no clip has captions, such as a private test set; it comes
-            without the column `captions`.
-        streaming: an `IterableDataset`, read from the Hub or from parquet as it is consumed, without a copy on this
-            machine; captions are then checked clip by clip.
+        dataset: a folder with `metadata.jsonl` (this package's format), `.parquet` files or `.tar` shards; such a file;
+            or the id of a dataset on the Hub.
+        split: a value of the column `split` if there is one, else from the names of the files.
+        need_captions: if false, no clip of the split needs captions (a private test set, say); the result then has no
+            column `captions`.
+        streaming: return an `IterableDataset`, which is read from the Hub or from parquet on demand, without a local
+            copy; captions are then checked clip by clip.
 
     Raises:
-        FileNotFoundError: there is nothing to read, or a folder holds none of these.
-        ValueError: no such split; a clip without captions; a line, a column or a value that is none of these; a path
-            that leads out of the dataset.
+        FileNotFoundError: there is no such dataset, or a folder has no files of these kinds.
+        ValueError: there is no such split; a clip has no captions; a line, column or value is malformed; or a path
+            leads out of the dataset.
     """
     if streaming and (files := _remote_or_parquet(dataset)) is not None:
         return _stream(dataset, split, need_captions, files)
@@ -72,23 +72,23 @@ def load_clips(
         clips = clips.remove_columns("captions")
     else:
         _check_captions(dataset, split, clips)
-    # One shard for each of the workers that may share it.
+    # Workers share the dataset by shards.
     return clips.to_iterable_dataset(num_shards=min(64, len(clips))) if streaming else clips
 
 
 def load_splits(dataset: str | Path, wanted: str | None = None) -> dict[str, datasets.Dataset]:
     """
-    All splits of a dataset by name, those with clips; clips may lack captions. See `load_clips`.
+    Name -> clips, for all splits of a dataset that have clips. Clips may lack captions. See `load_clips`.
 
     Args:
-        wanted: others may be left out where that saves work.
+        wanted: the split that is needed; others are omitted if that saves work.
     """
     folder = Path(dataset).expanduser()
     if folder.is_dir() and (folder / "metadata.jsonl").is_file():
         splits = _group(_read_metadata(folder))
     elif (files := _remote_or_parquet(dataset)) is not None:
         if wanted in files and not _has_split_column(files):
-            files = {wanted: files[wanted]}  # `datasets` copies all that it is given
+            files = {wanted: files[wanted]}  # `datasets` copies all files to its cache
         splits = _read_builder(dataset, files)
     else:
         splits = _group(row for shard in _files(folder, ".tar") for row in _read_tar(folder, shard))
@@ -98,12 +98,13 @@ def load_splits(dataset: str | Path, wanted: str | None = None) -> dict[str, dat
 
 
 def no_split(dataset: str | Path, split: str, splits: dict[str, datasets.Dataset]) -> ValueError:
+    """The error for a split that does not exist."""
     counts = {name: len(clips) for name, clips in splits.items()}
     return ValueError(f"{dataset} has no split {split!r}, only {counts} clips.")
 
 
 def clip_source(clip: dict[str, Any]) -> Any:
-    """What `decode_video` reads of a clip: its path, or `{"path", "bytes"}` where it is no file of its own."""
+    """The input of `decode_video` for a clip: its path, or `{"path", "bytes"}` if it is not a file of its own."""
     video = clip["video"]
     if video["bytes"] is not None:
         return video
@@ -120,7 +121,7 @@ def clip_source(clip: dict[str, Any]) -> Any:
 
 
 def clip_name(clip: dict[str, Any]) -> str:
-    """For messages: the clip's file, or its id where it has no name, and its part of it."""
+    """The name of a clip for messages: its file, or its id if it has none, and its time range."""
     name = clip.get("file_name") or clip["video"]["path"] or clip.get("video_id") or "a clip without a name"
     if clip.get("start") is None and clip.get("end") is None:
         return name
@@ -133,7 +134,7 @@ def is_stream(clips: Any) -> bool:
 
 
 def missing_videos(clips: datasets.Dataset) -> list[str]:
-    """The files that are not there, or are empty, of clips that are files; opens none."""
+    """The video files of a dataset that do not exist or are empty, without opening any."""
     in_shards = "shard" in clips.column_names
     if in_shards or not pc.struct_field(clips.data.column("video"), "bytes").null_count:
         return []
@@ -152,18 +153,19 @@ def _has_content(path: str) -> bool:
         return False
 
 
-# --- One clip, whatever it was read from ------------------------------------------------------------------------------
+# --- Rows, paths and splits -------------------------------------------------------------------------------------------
 
 
 def _clean(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with `captions` as a list and `start` and `end` as numbers.
+    """
+    A row with `captions` as a list, and `start` and `end` as floats.
 
     Raises:
-        ValueError: they are something else; the message goes on after the name of the row.
+        ValueError: a value has another type; callers put the name of the row before the message.
     """
     named = [name for name in _CAPTION_NAMES if row.get(name) is not None] if row.get("captions") is None else []
     if len(named) > 1:
-        raise ValueError(f"expected `captions`, found {' and '.join(named)}: name the right one so")
+        raise ValueError(f"expected `captions`, found {' and '.join(named)}: rename the right one to `captions`")
     name = named[0] if named else "captions"
     captions = row.get(name)
     captions = [] if captions is None else [captions] if isinstance(captions, str) else captions
@@ -185,7 +187,7 @@ def _clean(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inside(folder: Path, name: Any) -> str:
-    """The path of a file of the dataset. (A link in the folder may lead anywhere: `swinbert prepare` makes such.)"""
+    """The path of a file within the dataset. Symbolic links may lead out of it: `swinbert prepare` makes such links."""
     if not isinstance(name, str):
         raise ValueError(f"expected `file_name` to be a path, found {name!r}")
     path = Path(name)
@@ -201,15 +203,15 @@ def _check_captions(dataset: str | Path, split: str, clips: datasets.Dataset) ->
     captions = clips["captions"]
     if not any(captions):
         raise ValueError(
-            f"{dataset} ({split}) has no `captions`: name the column so, with a list of captions for each clip; found"
-            f" {clips.column_names}."
+            f"{dataset} ({split}) has no `captions`: expected a column with a list of captions for each clip; found"
+            f" {[name for name in clips.column_names if name != 'captions']}."
         )
     for number, texts in enumerate(captions):
         if not texts or not all(text.strip() for text in texts):
-            raise ValueError(_without_captions(dataset, split, clips[number]))
+            raise ValueError(_no_captions_message(dataset, split, clips[number]))
 
 
-def _without_captions(dataset: str | Path, split: str, clip: dict[str, Any]) -> str:
+def _no_captions_message(dataset: str | Path, split: str, clip: dict[str, Any]) -> str:
     return f"{clip_name(clip)} of {dataset} ({split}): expected a list of captions, found {clip['captions']!r}."
 
 
@@ -222,7 +224,7 @@ def _group(rows: Iterable[dict[str, Any]]) -> dict[str, datasets.Dataset]:
 
 
 def _dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
-    # All keys for every row: `datasets` would look at the first one's alone.
+    # `datasets` takes the columns from the first row: every row gets all of them.
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return datasets.Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
@@ -235,9 +237,11 @@ def _dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
 
 def _read_metadata(folder: Path) -> Iterator[dict[str, Any]]:
     metadata = folder / "metadata.jsonl"
-    wrong = []
+    errors = []
     try:
-        lines = metadata.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` would cut some captions too
+        lines = metadata.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # `splitlines` also splits at other characters, which captions may contain
     except UnicodeDecodeError as error:
         raise ValueError(f"{metadata}: expected UTF-8 text: {error}.") from error
     for number, text in enumerate(lines, 1):
@@ -247,18 +251,18 @@ def _read_metadata(folder: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
             if not isinstance(line, dict) or "file_name" not in line:
                 raise ValueError(f"expected an object with `file_name`, found {text!r}")
-            line = {name: value for name, value in line.items() if name not in _PLACE}
+            line = {name: value for name, value in line.items() if name not in _TAR_COLUMNS}
             yield _clean({**line, "video": {"path": _inside(folder, line["file_name"]), "bytes": None}})
         except json.JSONDecodeError:
-            wrong.append(f"line {number}: expected an object with `file_name`, found {text!r}")
+            errors.append(f"line {number}: expected an object with `file_name`, found {text!r}")
         except ValueError as error:
-            wrong.append(f"line {number}: {error}")
-    if wrong:
-        raise ValueError(f"{metadata}, {first_names(wrong)}.")
+            errors.append(f"line {number}: {error}")
+    if errors:
+        raise ValueError(f"{metadata}, {first_names(errors)}.")
 
 
 def _read_tar(folder: Path, shard: Path) -> Iterator[dict[str, Any]]:
-    """The samples of a shard; a video is where it is in it, read when it is wanted."""
+    """The samples of a shard. Videos stay in the shard: a row has their offset and size."""
     sample: dict[str, Any] = {}
     key = None
     try:
@@ -268,19 +272,20 @@ def _read_tar(folder: Path, shard: Path) -> Iterator[dict[str, Any]]:
                 if not member.isfile() or match is None:
                     continue
                 if match["key"] != key:
-                    yield from _sample(folder, shard, key, sample)
+                    yield from _sample_row(folder, shard, key, sample)
                     key, sample = match["key"], {}
                 field = match["field"].lower()
                 if f".{field}" in VIDEO_SUFFIXES:
                     sample["video"] = member
                 elif field in ("json", "txt"):
                     sample[field] = tar.extractfile(member).read().decode("utf-8")  # type: ignore[union-attr]
-            yield from _sample(folder, shard, key, sample)
+            yield from _sample_row(folder, shard, key, sample)
     except (tarfile.TarError, UnicodeDecodeError, EOFError) as error:
         raise ValueError(f"{shard}: expected an uncompressed tar of clips and texts; after {key}: {error}.") from error
 
 
-def _sample(folder: Path, shard: Path, key: str | None, sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _sample_row(folder: Path, shard: Path, key: str | None, sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The row of a sample; none if the sample is empty."""
     if not sample:
         return
     video = sample.get("video")
@@ -295,12 +300,12 @@ def _sample(folder: Path, shard: Path, key: str | None, sample: dict[str, Any]) 
         raise ValueError(f"{shard}, {key}: {error}.") from error
 
 
-def _with_texts(row: dict[str, Any], about: Any, text: str | None) -> dict[str, Any]:
-    """A sample of a tar with what its `json` says; its `txt` is the caption where that says none."""
-    about = json.loads(about) if isinstance(about, (str, bytes)) else about or {}
-    if not isinstance(about, dict):
-        raise ValueError(f"expected the json to be an object, found {about!r}")
-    row = {**row, **{name: value for name, value in about.items() if name not in ("video", *_PLACE)}}
+def _with_texts(row: dict[str, Any], fields: Any, text: str | None) -> dict[str, Any]:
+    """A row with the fields in the `json` of a sample; its `txt` is the caption if these have none."""
+    fields = json.loads(fields) if isinstance(fields, (str, bytes)) else fields or {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected the json to be an object, found {fields!r}")
+    row = {**row, **{name: value for name, value in fields.items() if name not in ("video", *_TAR_COLUMNS)}}
     if row.get("captions") is None:
         row["captions"] = text.strip() if text else None
     return row
@@ -311,7 +316,7 @@ def _files(path: Path, suffix: str) -> list[Path]:
 
 
 def _split_of(path: Path) -> str:
-    """The split that the name of a file tells, or of the folders above it; else `train`."""
+    """The split in the name of a file or of a folder above it; by default `train`."""
     for part in (path.stem, *path.parts[-2::-1]):
         if match := _SHARD.fullmatch(part):
             return SPLIT_WORDS.get(match["split"], match["split"])
@@ -324,12 +329,12 @@ def _split_of(path: Path) -> str:
 
 
 def _remote_or_parquet(dataset: str | Path) -> dict[str, list[str]] | None:
-    """Files of each split of a local parquet dataset; none where it is on the Hub; `None` where it is neither."""
+    """Split -> files of a local parquet dataset; empty for a dataset on the Hub; `None` for folders and tar shards."""
     path = Path(dataset).expanduser()
     if not path.exists():
         name = str(dataset)
         if name.count("/") > 1 or name.startswith((".", "~", "/")):
-            raise FileNotFoundError(f"There is no dataset {name}: no such folder, and not a name on the Hub.")
+            raise FileNotFoundError(f"There is no dataset {name}: no such folder or file, and not a name on the Hub.")
         return {}
     if path.is_dir() and (path / "metadata.jsonl").is_file() or _files(path, ".tar") and path.suffix != ".parquet":
         return None
@@ -348,7 +353,7 @@ def _has_split_column(files: dict[str, list[str]]) -> bool:
 
 
 def _open(dataset: str | Path, files: dict[str, list[str]], streaming: bool) -> tuple[Any, Callable[[Any], str]]:
-    """What `datasets` makes of the files, by split, and how the path of a video in it is found."""
+    """Split -> dataset of `datasets`, and a function that checks and resolves paths of videos in it."""
     if not files:
         return datasets.load_dataset(str(dataset), streaming=streaming), _in_cache
     folder = Path(dataset).expanduser()
@@ -357,11 +362,11 @@ def _open(dataset: str | Path, files: dict[str, list[str]], streaming: bool) -> 
 
 
 def _in_cache(path: Any) -> str:
-    """A path that `datasets` gives for a video of the Hub: there, or where it keeps what it loaded."""
+    """Checks that the path of a video of a Hub dataset is on the Hub or in a cache; `ValueError` otherwise."""
     caches = [datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
     if isinstance(path, str):
-        plain = os.path.normpath(path)
-        if _is_on_hub(path) or any(Path(plain).is_relative_to(Path(cache).absolute()) for cache in caches):
+        normalised = os.path.normpath(path)
+        if _is_on_hub(path) or any(Path(normalised).is_relative_to(Path(cache).absolute()) for cache in caches):
             return path
     raise ValueError(f"expected the bytes of a video or a file of the dataset, found the path {path!r}")
 
@@ -374,7 +379,7 @@ def _video_column(dataset: str | Path, clips: Any) -> str:
     names = clips.column_names or list(next(iter(clips.take(1)), {}))
     found = [name for name in names if name in ("video", "file_name") or f".{name}" in VIDEO_SUFFIXES]
     if not found:
-        raise ValueError(f"{dataset} has no column `video`, only {names}.")
+        raise ValueError(f"{dataset} has no column `video`; found {names}.")
     return "video" if "video" in found else found[0]
 
 
@@ -383,15 +388,15 @@ def _read_builder(dataset: str | Path, files: dict[str, list[str]]) -> dict[str,
     clips = {name: _normalised(dataset, part, path_of) for name, part in parts.items() if len(part)}
     if not any("split" in part.column_names for part in clips.values()):
         return clips
-    whole = datasets.concatenate_datasets(list(clips.values()))
+    everything = datasets.concatenate_datasets(list(clips.values()))
     numbers: dict[str, list[int]] = defaultdict(list)
-    for number, split in enumerate(whole["split"]):
+    for number, split in enumerate(everything["split"]):
         numbers[split or "train"].append(number)
-    return {split: whole.select(chosen) for split, chosen in numbers.items()}
+    return {split: everything.select(rows) for split, rows in numbers.items()}
 
 
 def _normalised(dataset: str | Path, clips: datasets.Dataset, path_of: Callable[[Any], str]) -> datasets.Dataset:
-    """The columns of this module. Videos that are there as bytes stay where `datasets` has mapped them."""
+    """Clips in the columns of this module. Bytes of videos stay in the memory-mapped files of `datasets`."""
     column = _video_column(dataset, clips)
     videos = clips.select_columns([column]).cast_column(column, datasets.Video(decode=False))
     if column != "video":
@@ -409,8 +414,8 @@ def _normalised(dataset: str | Path, clips: datasets.Dataset, path_of: Callable[
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with what is in the `json` and `txt` of a sample of a tar, if it is one."""
-    rest = {name: value for name, value in row.items() if name not in ("json", "txt", *_PLACE)}
+    """A row with the contents of its `json` and `txt`, if it is a sample of a tar."""
+    rest = {name: value for name, value in row.items() if name not in ("json", "txt", *_TAR_COLUMNS)}
     return _with_texts(rest, row.get("json"), row.get("txt"))
 
 
@@ -453,7 +458,7 @@ def _stream(
 
 def _streamed(dataset: str, path_of: Callable[[Any], str], row: dict[str, Any]) -> dict[str, Any]:
     try:
-        # `map` would keep what the row no longer has.
+        # `map` would keep the former values of columns that are missing.
         return {**dict.fromkeys(row), **_clean(_flat(_with_path(dataset, path_of, row)))}
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}.") from error
@@ -465,5 +470,5 @@ def _is_of_split(split: str, row: dict[str, Any]) -> bool:
 
 def _with_captions(dataset: str, split: str, row: dict[str, Any]) -> dict[str, Any]:
     if not row["captions"] or not all(caption.strip() for caption in row["captions"]):
-        raise ValueError(_without_captions(dataset, split, row))
+        raise ValueError(_no_captions_message(dataset, split, row))
     return row

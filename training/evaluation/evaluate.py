@@ -15,7 +15,7 @@ from swinbert.processing.clip_reading_swinbert import available_cores
 from swinbert.training.evaluation.caption_files import read_predictions, read_references
 from swinbert.training.evaluation.clips import EvaluationClips, check_references, load_evaluation_clips
 from swinbert.training.evaluation.scores import Evaluation, Scorer, choose_metrics, score_captions, write_scores
-from swinbert.training.prepare.videos import progress
+from swinbert.utils.progress import progress
 from swinbert.utils.text import first_names, one_line
 
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
-from swinbert.training.moving_shapes import content
+from swinbert.training.moving_shapes.contents import content
 
 # Name of a score -> the Hub's type of the metric, and its name on a model card.
 CARD_METRICS = {"exact_content": ("accuracy", "Exactly right content")}

@@ -1,0 +1,23 @@
+"""Families of models that can be trained; `model_family` chooses one, and the training loop asks it for the rest."""
+
+from transformers import AutoConfig
+
+from swinbert.training.families.base import CardContents, Family
+from swinbert.training.families.git import GitFamily
+from swinbert.training.families.swinbert import SwinBertFamily
+
+__all__ = ["CardContents", "Family", "GitFamily", "SwinBertFamily", "model_family"]
+
+
+def model_family(model: str | None) -> Family:
+    """
+    The family of a model; SwinBERT for a new model, and for types that no family knows (loading them then fails).
+
+    Args:
+        model: folder or Hub id; `None` for a new model.
+
+    Raises:
+        OSError: there is no such model.
+    """
+    model_type = AutoConfig.from_pretrained(model).model_type if model is not None else None
+    return next((family for family in (GitFamily(),) if family.model_type == model_type), SwinBertFamily())
