@@ -1,4 +1,4 @@
-"""Model cards: `template.md`, and one card for every released checkpoint of the paper."""
+"""Model cards: a template, and a card for every checkpoint that the authors of SwinBERT released."""
 
 import re
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ _FIELD = re.compile(r"\{\{ (\w+) \}\}")
 
 def render_card(card_data: ModelCardData, **sections: str) -> str:
     """
-    The text of a model card: `template.md` with its fields filled in.
+    Fills in `template.md`.
 
     Args:
-        card_data: the metadata.
+        card_data: the metadata of the card.
         sections: Markdown for every other field of the template.
 
     Raises:
-        ValueError: a field of the template is missing, or one is given that the template does not have.
+        ValueError: a field of the template is missing, or a section is not a field of the template.
     """
     template = resources.files(__name__).joinpath("template.md").read_text(encoding="utf-8")
     values = {"card_data": card_data.to_yaml().strip(), **sections}
     if wrong := set(_FIELD.findall(template)) ^ set(values):
-        raise ValueError(f"A model card takes exactly the fields of template.md; missing or unknown: {sorted(wrong)}.")
+        raise ValueError(f"A model card needs exactly the fields of template.md; missing or unknown: {sorted(wrong)}.")
     return _FIELD.sub(lambda match: values[match[1]].strip(), template)
 
 
@@ -41,15 +41,15 @@ def captioner_card(
     base_model: str | None = None,
 ) -> str:
     """
-    A first card of a SwinBERT captioner, for its owner to complete: what holds for every one, and what is given.
+    A first model card of a SwinBERT captioner, for its owner to complete.
 
     Args:
-        config: its `SwinBertConfig`.
-        title: its name.
-        datasets: names on the Hub of what it was trained on.
-        results: what was measured.
-        base_model: what it is an adapter of, if it is one.
-        summary, training, evaluation, provenance: Markdown.
+        config: the model's `SwinBertConfig`, which determines the section on sampling.
+        title: the name of the model.
+        summary, training, evaluation, provenance: Markdown of these sections.
+        datasets: names on the Hub of the training datasets.
+        results: evaluation results for the metadata.
+        base_model: the model that an adapter changes; `None` for a whole model.
     """
     height, width = config.vision_config.frame_size
     return render_card(
@@ -62,7 +62,7 @@ def captioner_card(
             tags=["video-captioning", "swinbert", "video-swin", *(["custom_code"] if base_model is None else ["lora"])],
             datasets=list(datasets) or None,
             metrics=sorted({result.metric_type for result in results}) or None,
-            # What was measured has to name the model that it is of.
+            # huggingface_hub requires a name together with results.
             model_name=title if results else None,
             eval_results=list(results) or None,
         ),
@@ -71,14 +71,14 @@ def captioner_card(
         sampling=(
             f"{config.num_frames} frames, evenly spaced from the first to the last of the clip; the short side resized"
             f" to {max(height, width)} pixels (bilinear), the centre {height} x {width} cropped, ImageNet mean and"
-            " standard deviation. The processor in this folder does all of it."
+            " standard deviation. The processor in this folder does this."
         ),
         training=training,
         evaluation=evaluation,
         limits=(
-            "It knows the words and events of the data that it was trained on, hears no sound and does not read text in"
-            " the picture. It describes people as its annotators did, with their assumptions about gender and role: do"
-            " not use it to identify people or to decide about them."
+            "The model knows the words and events of its training data. Sound is not used, text in the picture is not"
+            " read. Captions repeat the annotators' assumptions about gender and role of people: do not use them to"
+            " identify people or to decide about them."
         ),
         provenance=provenance,
     )

@@ -1,35 +1,11 @@
 """Video captioning with SwinBERT: a clip in, an English sentence out."""
 
-from importlib import resources
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
-
-from .configuration_swinbert import SwinBertConfig, VideoSwinConfig
-from .modeling_swinbert import SparseVideoMask, SwinBertForVideoCaptioning, SwinBertModel
-from .modeling_video_swin_swinbert import VideoSwinModel
+from .registration import register_with_transformers
 from .version import __version__
-
-# For `AutoModel...from_pretrained` in this process ...
-AutoConfig.register("video_swin", VideoSwinConfig, exist_ok=True)
-AutoConfig.register("swinbert", SwinBertConfig, exist_ok=True)
-AutoModel.register(VideoSwinConfig, VideoSwinModel, exist_ok=True)
-AutoModel.register(SwinBertConfig, SwinBertForVideoCaptioning, exist_ok=True)
-AutoModelForImageTextToText.register(SwinBertConfig, SwinBertForVideoCaptioning, exist_ok=True)
-AutoModelForMultimodalLM.register(SwinBertConfig, SwinBertForVideoCaptioning, exist_ok=True)
-# ... and, with `trust_remote_code`, where only the saved folder is: `save_pretrained` adds the modules to it.
-VideoSwinConfig.register_for_auto_class()
-SwinBertConfig.register_for_auto_class()
-VideoSwinModel.register_for_auto_class("AutoModel")
-SwinBertModel.register_for_auto_class("AutoModel")
-SwinBertForVideoCaptioning.register_for_auto_class("AutoModelForImageTextToText")
-
-import swinbert.processing  # noqa: E402, F401  # registers the processors and the pipeline
-
-
-def bundled_model() -> str:
-    """Folder of the checkpoint that is part of the package. It knows moving shapes, and nothing else."""
-    return str(resources.files(__name__) / "checkpoints" / "moving-shapes")
-
 
 __all__ = [
     "SparseVideoMask",
@@ -41,3 +17,40 @@ __all__ = [
     "__version__",
     "bundled_model",
 ]
+
+if TYPE_CHECKING:
+    from swinbert import processing as processing
+
+    from .configuration_swinbert import SwinBertConfig, VideoSwinConfig
+    from .modeling_swinbert import SparseVideoMask, SwinBertForVideoCaptioning, SwinBertModel
+    from .modeling_video_swin_swinbert import VideoSwinModel
+else:
+    # The modules of the names above need torch: each is imported when one of its names is first used.
+    _MODULES = {
+        "SparseVideoMask": "modeling_swinbert",
+        "SwinBertConfig": "configuration_swinbert",
+        "SwinBertForVideoCaptioning": "modeling_swinbert",
+        "SwinBertModel": "modeling_swinbert",
+        "VideoSwinConfig": "configuration_swinbert",
+        "VideoSwinModel": "modeling_video_swin_swinbert",
+    }
+
+    def __getattr__(name: str) -> Any:
+        if name == "processing":
+            return import_module(f"{__name__}.processing")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import_module("transformers")  # registers our classes, see registration.py
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+def bundled_model() -> str:
+    """Folder of the checkpoint that comes with the package; it can caption clips of moving shapes only."""
+    return str(Path(__file__).parent / "checkpoints" / "moving-shapes")
+
+
+register_with_transformers()

@@ -7,7 +7,8 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from .video_decoding_swinbert import decode_video  # noqa: F401 - named here, so that save_pretrained ships its file
+from .clip_reading_swinbert import CaptionerFamily  # noqa: F401 - named here, so that save_pretrained ships its file
+from .video_decoding_swinbert import decode_video  # noqa: F401 - the same
 from .video_processing_swinbert import SwinBertVideoProcessorKwargs
 from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
 

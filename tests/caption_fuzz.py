@@ -1,10 +1,10 @@
-"""Captions that a tokenizer may trip over: our own sentences with difficult pieces put in, run together, and shaken.
+"""Random captions that are difficult to tokenise: sentences with difficult pieces inserted, joined and shuffled.
 
-    python tests/caption_fuzz.py 2000 SEED      # those of which Java's tokens differ from ours, one under the other
-    python tests/caption_fuzz.py store          # makes the fixture anew: captions and Java's tokens
+    python tests/caption_fuzz.py 2000 SEED      # prints captions whose tokens differ from those of the Java tokenizer
+    python tests/caption_fuzz.py store          # writes the fixture: captions with the tokens of the Java tokenizer
 
-Both need the COCO tools (Java and pycocoevalcap). What captions do not hold is not tried: control characters, and
-addresses of pages in unusual forms.
+Both need the COCO tools (Java and pycocoevalcap). Control characters and unusual forms of URLs are not generated, since
+captions do not hold them.
 """
 
 import json
@@ -64,7 +64,7 @@ MARKS = [*".,,..!?;:'\"()[]{}-/&%$#@*+=<>_~`^|\\’“”–…", "...", "--", "
 
 def random_captions(number: int, seed: int) -> list[str]:
     stream = random.Random(seed)
-    # Pieces are parted by blanks, but some of them hold one.
+    # Pieces are separated by blanks; pairs of neighbours make pieces that contain one.
     pieces = [
         [*text.split(), *(" ".join(pair) for pair in zip(text.split(), text.split()[1:], strict=False))]
         for text in PIECES.values()
@@ -96,7 +96,7 @@ def _caption(stream: random.Random, pieces: list[list[str]]) -> str:
 
 
 def java_tokens(captions: list[str]) -> list[str]:
-    """What the tokenizer of the COCO tools makes of captions, as it gets those of a whole set."""
+    """Tokenises captions with the COCO tools, as one set."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     tokenised = PTBTokenizer().tokenize({number: [{"caption": caption}] for number, caption in enumerate(captions)})

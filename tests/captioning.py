@@ -1,4 +1,4 @@
-"""What a captioning pipeline is tried on: short clips, and a tiny GIT with random weights in the published layout."""
+"""Short clips, and a tiny GIT model with random weights in the published layout, for tests of captioning."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ VOCABULARY = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "
 
 
 def write_clip(path: Path, seed: int) -> Path:
-    """25 frames of 72 x 48 at 10 frames a second: moving noise, of so coarse a grain that it survives the encoder."""
+    """Writes 25 frames of 72 x 48 at 10 frames per second: noise in blocks so large that encoding preserves them."""
     grain = np.random.default_rng(seed).integers(0, 256, (25, 6, 9, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
@@ -28,7 +28,7 @@ def write_clip(path: Path, seed: int) -> Path:
 def write_git_folder(
     folder: Path, num_image_with_embedding: int | None = 6, image_processor_type: str = "VideoMAEImageProcessor"
 ) -> Path:
-    """Writes model, `preprocessor_config.json` and tokenizer files; as published, there is no `processor_config.json`.
+    """Writes model, `preprocessor_config.json` and tokenizer files; published models have no `processor_config.json`.
 
     Args:
         num_image_with_embedding: 6 for the video checkpoints, `None` for those that were trained on images only.
@@ -66,7 +66,7 @@ def _write_model(folder: Path, num_image_with_embedding: int | None) -> None:
         intermediate_size=48,
         max_position_embeddings=64,
         num_image_with_embedding=num_image_with_embedding,
-        # So large that captions depend on the clip and that most end before the length limit.
+        # Large enough that captions depend on the clip and most end before the length limit.
         initializer_range=0.35,
     )
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def _write_model(folder: Path, num_image_with_embedding: int | None) -> None:
     with torch.no_grad():
         for position in getattr(model.git, "img_temporal_embedding", []):
             position.normal_(std=1.0)
-        # Words only, and now and then the end.
+        # Generates words, and [SEP] now and then, but no other special tokens.
         model.output.bias[:104] = -1e4
         model.output.bias[102] = 1.0
     model.save_pretrained(folder)

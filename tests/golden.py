@@ -1,6 +1,6 @@
-"""Weights and clips of the original implementation's reference runs, made again from their recipes.
+"""Weights and clips of the original implementation's reference runs, generated from their recipes.
 
-`fixtures/golden/` holds outputs alone: inputs and weights follow from names and seeds.
+`fixtures/golden/` holds the outputs only: inputs and weights are functions of names and seeds.
 """
 
 import json
@@ -43,7 +43,7 @@ def original_name(name: str) -> str:
 
 
 def recipe(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Reference weights of a parameter, from its original name."""
+    """The reference weights of a parameter, determined by its original name."""
     stream, count = np.random.RandomState(zlib.crc32(name.encode())), math.prod(shape)
     if name == "learn_vid_att.weight":
         values = stream.uniform(-8.0, 16.0, count).astype(np.float32)
@@ -66,7 +66,7 @@ def recipe(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def load_recipe(model: torch.nn.Module, prefix: str = "", tiny: bool = True) -> torch.nn.Module:
-    """Fills a model, whose parameters stand under `prefix` of the captioning model, with the reference weights."""
+    """Fills a model with the reference weights; `prefix` is its place in the captioning model."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             name = original_name(prefix + name)

@@ -1,13 +1,13 @@
-"""A stand-in for the Hub: what its API answers to the real `huggingface_hub` client, over HTTP on loopback.
+"""A test double of the Hub: an HTTP server on loopback that answers the real `huggingface_hub` client.
 
 ```python
 with HubServer() as hub:
     env = {**os.environ, **hub.environment(cache)}  # for a process that talks to it
 ```
 
-Files of Git and of Git LFS, branches, private repositories, one token that may write everywhere. As on the Hub, LFS
-files are served by another host (`localhost`, where the API is `127.0.0.1`), and what is there already is not uploaded
-again.
+It supports Git and Git LFS files, branches, private repositories, and a single token with write access to all. As on
+the Hub, LFS files are served by another host (`localhost`, while the API is at `127.0.0.1`), and files that exist
+already are not uploaded again.
 """
 
 import base64
@@ -29,7 +29,7 @@ TOKEN = "hf_of_the_stand_in"
 
 @dataclass
 class Repository:
-    """Every commit is the whole tree: path -> content. The names of branches point to commits."""
+    """Commits, each a whole tree (path -> content), and the branches that point to them."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -52,14 +52,14 @@ class Repository:
 
 class HubServer:
     """
-    The server, while the `with` block lasts.
+    The server, which runs inside the `with` block.
 
     Attributes:
         repositories: name -> `Repository`.
         requests: "METHOD PATH" of all requests so far.
-        uploads: path or SHA-256 of every file whose content was sent.
-        fail_uploads: as many of the next uploads of LFS files are cut off after the first kilobyte.
-        served: SHA-256 -> what is served in the place of that LFS file.
+        uploads: the path or SHA-256 of every file whose content was uploaded.
+        fail_uploads: the number of coming uploads of LFS files to cut off after the first kilobyte.
+        served: SHA-256 -> the content to serve instead of that LFS file.
     """
 
     def __init__(self):
@@ -84,7 +84,7 @@ class HubServer:
         self._server.server_close()
 
     def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
-        """Variables that lead a process here, with all of its caches in `home`; without a token, none of the user's."""
+        """Environment variables for a process that uses this server, the given token, and caches in `home`."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -100,7 +100,7 @@ class HubServer:
 
 
 def captions_of_process(hub: HubServer, folder: Path, code: str, *arguments: str, **environment: str) -> list:
-    """What `code` prints after "captions: ", as JSON, run in `folder` by a process that knows this Hub alone."""
+    """Runs `code` in a new process that uses this Hub, and parses the JSON that it prints after "captions: "."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **hub.environment(folder / "fresh"), **environment},
@@ -115,7 +115,7 @@ def captions_of_process(hub: HubServer, folder: Path, code: str, *arguments: str
 
 
 def git_oid(content: bytes) -> str:
-    """The name of a file's content: that of its blob in Git, or of itself in LFS."""
+    """The id of a file's content: the SHA-1 of its Git blob, or the SHA-256 of an LFS file."""
     if is_large(content):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def repository(self, name: str, write: bool = False) -> Repository:
-        """The repository, if it is there for who asks."""
+        """The repository, if it exists and the client may read it."""
         authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         found = self.hub.repositories.get(name)
         if write and not authorised:
@@ -340,7 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def download(self, sha256: str) -> None:
         if "Authorization" in self.headers:
-            raise _Error(400, message="Another host was told the token")
+            raise _Error(400, message="The token was sent to another host")
         self.send(self.hub.served.get(sha256, self.hub.large_files[sha256]), 200, {"ETag": f'"{sha256}"'})
 
 

@@ -9,7 +9,7 @@ from golden import recipe
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-# What the original's args.json says of the tiny model; four heads cannot be read off a hidden size of 64.
+# The original's args.json of the tiny model. A hidden size of 64 does not determine its four heads.
 TINY_ARGS = {
     "max_num_frames": 8,
     "img_res": 64,
@@ -33,7 +33,7 @@ def original_shapes(size: str) -> dict[str, tuple[int, ...]]:
 
 
 def position_index(window: tuple[int, int, int]) -> torch.Tensor:
-    """The buffer `relative_position_index` of the original, entry by entry."""
+    """The original's buffer `relative_position_index`, computed entry by entry."""
     places = [(t, h, w) for t in range(window[0]) for h in range(window[1]) for w in range(window[2])]
     t, h, w = (np.array(axis) for axis in zip(*places, strict=True))
     rows = [axis[:, None] - axis[None, :] + side - 1 for axis, side in zip((t, h, w), window, strict=True)]
@@ -41,7 +41,7 @@ def position_index(window: tuple[int, int, int]) -> torch.Tensor:
 
 
 def original_tiny_state_dict(with_mask: bool = True) -> dict[str, torch.Tensor]:
-    """A whole tiny checkpoint: 8 frames of 64 pixels, 16 video tokens, 200 words."""
+    """A complete tiny checkpoint: 8 frames of 64 pixels, 16 video tokens, 200 words."""
     tensors = {}
     for name, shape in original_shapes("tiny").items():
         if name.endswith("relative_position_index"):
@@ -55,7 +55,7 @@ def original_tiny_state_dict(with_mask: bool = True) -> dict[str, torch.Tensor]:
 
 
 def write_vocabulary(folder: Path, size: int = 200) -> Path:
-    """A folder with a bare `vocab.txt`, special tokens where bert-base-uncased has them."""
+    """Writes a folder with a `vocab.txt` only, whose special tokens have the ids of bert-base-uncased."""
     special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("".join(f"{special.get(i, f'word{i}')}\n" for i in range(size)), encoding="utf-8")

@@ -1,7 +1,6 @@
 """The commands of training/README.md, from the annotation files of each benchmark to a scored model.
 
-The annotation files have the layout in which each benchmark was published, and miniature content: clips of moving
-shapes under other names.
+The annotation files have the published layout of each benchmark; the clips are moving shapes under other names.
 """
 
 import json
@@ -25,7 +24,7 @@ SPLITS = {"train": 4, "validation": 2, "test": 2}
 
 @dataclass
 class Shape:
-    """A clip of the world: its file, its split, its captions."""
+    """A clip of moving shapes."""
 
     file: Path
     split: str
@@ -33,8 +32,8 @@ class Shape:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = make_shapes(tmp_path_factory.mktemp("world") / "shapes", **SPLITS)
+def shapes(tmp_path_factory):
+    folder = make_shapes(tmp_path_factory.mktemp("data") / "shapes", **SPLITS)
     return [
         Shape(Path(clip["video"]["path"]), split, clip["captions"])
         for split in SPLITS
@@ -44,7 +43,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    """In the place of a converted Video Swin."""
+    """A tiny Video Swin instead of a converted one."""
     torch.manual_seed(0)
     config = VideoSwinConfig(
         **{"num_frames": 4, "image_size": 32, "patch_size": (2, 8, 8), "window_size": (2, 2, 2)},
@@ -55,7 +54,7 @@ def backbone(tmp_path_factory):
     return folder
 
 
-# Each writes annotation files into the current folder and videos into `videos/`, and returns the names of the former.
+# Each writes annotation files to the current folder and videos to `videos/`, and returns the names of the former.
 
 
 def put(shape, name):
@@ -67,9 +66,9 @@ def dump(name, content):
     Path(name).write_text(json.dumps(content))
 
 
-def msvd(world):
+def msvd(shapes):
     lines, listed = [], {split: [] for split in SPLITS}
-    for number, shape in enumerate(world):
+    for number, shape in enumerate(shapes):
         name = f"mv89psg6zh{number}_{number}_{number + 10}"
         put(shape, f"{name}.avi")
         listed[shape.split].append(name)
@@ -81,12 +80,12 @@ def msvd(world):
     return ["captions.txt", *names.values()]
 
 
-def msrvtt(world):
+def msrvtt(shapes):
     files = {"train_val_videodatainfo.json": ("train", "validation"), "test_videodatainfo.json": ("test",)}
     first, sentence = {"train": 0, "validation": 6513, "test": 7010}, 0
     for file, splits in files.items():
         videos, sentences = [], []
-        for shape in world:
+        for shape in shapes:
             if shape.split in splits:
                 number = first[shape.split]
                 first[shape.split] += 1
@@ -101,14 +100,14 @@ def msrvtt(world):
     return list(files)
 
 
-def vatex(world):
+def vatex(shapes):
     files = {
         "train": "vatex_training_v1.0.json",
         "validation": "vatex_validation_v1.0.json",
         "test": "vatex_public_test_english_v1.1.json",
     }
     entries = {split: [] for split in files}
-    for number, shape in enumerate(world):
+    for number, shape in enumerate(shapes):
         name = f"Ptf_2VRj-V{number}_000122_000132"
         put(shape, f"{name}.mp4")
         chinese = {} if shape.split == "test" else {"chCap": ["一个红色的圆"]}
@@ -118,9 +117,9 @@ def vatex(world):
     return list(files.values())
 
 
-def youcook2(world):
+def youcook2(shapes):
     database = {}
-    for number, shape in enumerate(world):
+    for number, shape in enumerate(shapes):
         name, subset = f"GLd3aX16zB{number}", "training" if shape.split == "train" else "validation"
         put(shape, f"{name}.mp4")
         segments = [
@@ -133,14 +132,14 @@ def youcook2(world):
     return ["youcookii_annotations_trainval.json"]
 
 
-def tvc(world):
+def tvc(shapes):
     files = {
         "train": "tvc_train_release.jsonl",
         "validation": "tvc_val_release.jsonl",
         "test": "tvc_test_public_release.jsonl",
     }
     lines = {split: [] for split in files}
-    for number, shape in enumerate(world):
+    for number, shape in enumerate(shapes):
         name = f"friends_s01e{number:02d}_seg02_clip_00"
         put(shape, f"{name}.mp4")
         moment = {"vid_name": name, "duration": 2.0, "ts": [0.0, 1.0], "clip_id": 100 + number}
@@ -179,11 +178,12 @@ def swinbert(*arguments):
 @pytest.mark.parametrize(
     "name", ["msrvtt", *(pytest.param(name, marks=pytest.mark.slow) for name in WRITTEN if name != "msrvtt")]
 )
-def test_from_annotations_to_scores(name, world, backbone, tmp_path, monkeypatch):
+def test_from_annotations_to_scores(name, shapes, backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write, split, expected = WRITTEN[name]
-    prepared = swinbert("prepare", name, *write(world), "--videos", "videos", "--output", name)
-    assert prepared.stdout
+    prepared = swinbert("prepare", name, *write(shapes), "--videos", "videos", "--output", name)
+    for each, number in expected.items():
+        assert f"{each}: {number} of {number} clips" in prepared.stdout
     lines = [json.loads(line) for line in Path(name, "metadata.jsonl").read_text().splitlines()]
     assert {each: sum(line["split"] == each for line in lines) for each in expected} == expected
 
@@ -203,6 +203,6 @@ def test_from_annotations_to_scores(name, world, backbone, tmp_path, monkeypatch
     assert {"Bleu_4", "ROUGE_L", "CIDEr"} <= scored.keys()
     written = json.loads(Path("outputs", name, split, "scores.json").read_text())
     assert written["settings"]["generation"]["num_beams"] == 2
-    if name == "tvc":  # a test set without captions is captioned all the same
-        swinbert("evaluate", "--model", "outputs/tvc", "--dataset", "tvc", "--output", "secret", *plain)
-        assert len(Path("secret", "predictions.jsonl").read_text().splitlines()) == expected["test"]
+    if name == "tvc":  # a test set without captions can be captioned
+        swinbert("evaluate", "--model", "outputs/tvc", "--dataset", "tvc", "--output", "unscored", *plain)
+        assert len(Path("unscored", "predictions.jsonl").read_text().splitlines()) == expected["test"]

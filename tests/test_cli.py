@@ -10,13 +10,18 @@ import torch
 from captioning import write_clip, write_git_folder
 from typer.testing import CliRunner
 
-from swinbert import SwinBertConfig, SwinBertForVideoCaptioning, cli
+from swinbert import SwinBertConfig, SwinBertForVideoCaptioning
+from swinbert.benchmarks import PARTS
+from swinbert.cli import app, loading
+from swinbert.cli.messages import lines_and_progress
+from swinbert.cli.options import DType
 from swinbert.processing import VideoDecodeError
+from swinbert.version import __version__
 
 
 @pytest.fixture
 def command():
-    return lambda *arguments, **options: CliRunner().invoke(cli.app, [str(a) for a in arguments], **options)
+    return lambda *arguments, **options: CliRunner().invoke(app, [str(a) for a in arguments], **options)
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def model(monkeypatch):
         seen.update(options, model=name)
         return lambda clips, on_error: map(caption, clips)
 
-    monkeypatch.setattr(cli, "_load_pipeline", load)
+    monkeypatch.setattr(loading, "load_pipeline", load)
     return seen
 
 
@@ -61,7 +66,7 @@ def test_folder_is_searched_and_a_bad_clip_does_not_stop_the_rest(command, model
     ]
     assert result.stderr.splitlines() == [
         f"swinbert: {folder}/deep/er/bad.mp4: expected a video file, found text.",
-        "swinbert: 1 of 4 clips have no caption.",
+        "swinbert: 1 of 4 clips could not be captioned.",
     ]
 
 
@@ -104,7 +109,7 @@ def test_unexpected_failure_of_one_clip_is_reported_too(command, monkeypatch, fo
             raise RuntimeError("out of\nmemory")
         return [{"generated_text": "a caption", "score": -0.5}]
 
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *_, **__: lambda clips, on_error: map(caption, clips))
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: lambda clips, on_error: map(caption, clips))
     result = command("caption", folder / "b.mp4")
     assert (result.exit_code, result.stderr) == (1, f"swinbert: {folder}/b.mp4: out of memory\n")
     result = command("caption", folder / "b.mp4", folder / "deep/c.webm")
@@ -149,10 +154,10 @@ def test_auto_dtype_is_bfloat16_only_where_the_cpu_computes_in_it(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert cli._torch_dtype(cli.DType.auto, cpu) is torch.float32
-    assert cli._torch_dtype(cli.DType.bfloat16, cpu) is torch.bfloat16
+    assert loading.torch_dtype(DType.auto, cpu) is torch.float32
+    assert loading.torch_dtype(DType.bfloat16, cpu) is torch.bfloat16
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert cli._torch_dtype(cli.DType.auto, cpu) is torch.bfloat16
+    assert loading.torch_dtype(DType.auto, cpu) is torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -201,12 +206,12 @@ def test_from_files_to_captions(command, git, tmp_path):
 
 def test_without_a_model_the_bundled_one_is_used_and_said_to_be_a_demo(command, git, tmp_path, monkeypatch):
     clip = write_clip(tmp_path / "clip.mp4", 0)
-    monkeypatch.setattr(cli, "bundled_model", lambda: git)
+    monkeypatch.setattr(loading, "bundled_model", lambda: git)
     result = command("caption", clip, "--device", "cpu")
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
     for told in ("moving shapes", "--model microsoft/git-base-vatex", "swinbert convert"):
         assert told in result.stderr
-    monkeypatch.setattr(cli, "bundled_model", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr(loading, "bundled_model", lambda: tmp_path / "nowhere")
     result = command("caption", clip)
     assert result.exit_code == 1 and "bundled checkpoint is missing" in result.stderr
 
@@ -282,7 +287,7 @@ def test_progress_stays_off_stdout(monkeypatch, model, folder, capsys):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with cli._lines_and_progress(2) as write:
+    with lines_and_progress(2) as write:
         write("a caption")
         write(None)
     assert capsys.readouterr().out == "a caption\n"
@@ -293,6 +298,24 @@ def test_progress_stays_off_stdout(monkeypatch, model, folder, capsys):
 def test_help(command, arguments):
     result = command(*arguments)
     assert result.exit_code == 0 and "Usage: " in result.stdout
+
+
+def test_help_of_bench_lists_all_parts(command):
+    words = command("bench", "--help").stdout.replace(",", " ").replace(".", " ").split()
+    assert set(PARTS) <= set(words)
+
+
+def test_version(command):
+    result = command("--version")
+    assert (result.exit_code, result.stdout.split()) == (0, ["swinbert", __version__])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(shell):
+    """What `swinbert --show-completion` prints, and `--install-completion` writes, for each shell."""
+    environment = {"_SWINBERT_COMPLETE": f"source_{shell}"}
+    result = CliRunner().invoke(app, [], prog_name="swinbert", env=environment)
+    assert result.exit_code == 0 and f"_SWINBERT_COMPLETE=complete_{shell}" in result.stdout
 
 
 def test_module_runs_as_the_command():

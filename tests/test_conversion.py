@@ -1,4 +1,4 @@
-"""Conversion: every tensor of a released checkpoint finds its place; anything else is refused and leaves nothing."""
+"""Conversion: every tensor of a released checkpoint is mapped; anything else is refused, and nothing is written."""
 
 import json
 import os
@@ -26,9 +26,6 @@ from swinbert import SwinBertForVideoCaptioning, VideoSwinConfig, VideoSwinModel
 from swinbert.conversion import (
     ConversionError,
     convert,
-    convert_checkpoint,
-    convert_swin_2d,
-    convert_video_swin,
     inflate_swin,
     mask_statistics,
     parse_overrides,
@@ -63,17 +60,17 @@ def model_bin(tmp_path, tensors):
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory, tensors):
-    """A converted folder, made once, and its report; laid out like the archives of the original's authors."""
+    """A converted folder and its report; the source is laid out like the archives of the original's authors."""
     root = tmp_path_factory.mktemp("released")
     for folder in ("best-checkpoint", "log"):
         (root / folder).mkdir()
     torch.save(tensors, root / "best-checkpoint" / "model.bin")
     (root / "log" / "args.json").write_text(json.dumps(TINY_ARGS))
     write_vocabulary(root / "tokenizer")
-    return root / "converted", convert_checkpoint(root / "best-checkpoint" / "model.bin", root / "converted")
+    return root / "converted", convert(root / "best-checkpoint" / "model.bin", root / "converted")
 
 
-# --- the whole way --------------------------------------------------------------------------------------------------
+# --- whole conversions ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference run's own weights are not part of the repository")
@@ -89,7 +86,7 @@ def test_the_recipe_gives_the_weights_of_the_reference_run(tensors):
 def test_logits_are_those_of_the_original(mask, tmp_path, vocabulary):
     torch.save(original_tiny_state_dict(with_mask=mask != "none"), tmp_path / "model.bin")
     args = {**TINY_ARGS, "learn_mask_enabled": mask != "none", "sparse_mask_soft2hard": mask == "hard"}
-    convert_checkpoint(tmp_path / "model.bin", tmp_path / "out", args=args, tokenizer=vocabulary)
+    convert(tmp_path / "model.bin", tmp_path / "out", args=args, tokenizer=vocabulary)
 
     model = SwinBertForVideoCaptioning.from_pretrained(tmp_path / "out").eval()
     assert model.config.sparse_mask == mask
@@ -144,7 +141,7 @@ def test_converted_folder_loads_where_the_package_is_not(converted):
     assert result.stdout.split() == ["101", "102", "True"]
 
 
-def test_report_says_what_became_of_the_tensors_and_how_sparse_the_mask_is(converted):
+def test_report_counts_tensors_and_live_entries_of_the_mask(converted):
     _, report = converted
     weights = original_tiny_state_dict()["learn_vid_att.weight"].reshape(16, 16)
     off_diagonal = ~torch.eye(16, dtype=torch.bool)
@@ -154,7 +151,8 @@ def test_report_says_what_became_of_the_tensors_and_how_sparse_the_mask_is(conve
     assert report.mask.alive == int(((1 - values) * -10000 > -103.97).sum())
     assert 0 < report.mask.alive < 240
     text = str(report)
-    assert "183 tensors" in text and "8 x relative_position_index" in text and f"{report.mask.alive} of 240" in text
+    for fact in ("183 tensors", "8 x relative_position_index", f"{report.mask.alive} of 240"):
+        assert fact in text
 
 
 def test_mask_statistics_of_hard_and_absent_masks(converted):
@@ -200,7 +198,7 @@ def test_base_keys_and_shapes_are_those_of_the_default_model():
 def test_unknown_key_is_an_error(tmp_path, tensors, vocabulary):
     torch.save({**tensors, "trans_encoder.bert.adapter.weight": torch.ones(2)}, tmp_path / "model.bin")
     with pytest.raises(ConversionError, match="trans_encoder.bert.adapter.weight"):
-        convert_checkpoint(tmp_path / "model.bin", tmp_path / "out", args=TINY_ARGS, tokenizer=vocabulary)
+        convert(tmp_path / "model.bin", tmp_path / "out", args=TINY_ARGS, tokenizer=vocabulary)
 
 
 # --- forms of a checkpoint ------------------------------------------------------------------------------------------
@@ -210,7 +208,7 @@ def test_wrapped_prefixed_half_precision_checkpoint(tmp_path, tensors, vocabular
     """As DeepSpeed writes it under fp16 from several GPUs."""
     half = {f"module.{name}": t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     torch.save({"module": half, "global_steps": 7, "optimizer": None}, tmp_path / "mp_rank_00_model_states.pt")
-    report = convert_checkpoint(tmp_path, tmp_path / "out", args=TINY_ARGS, tokenizer=vocabulary)
+    report = convert(tmp_path, tmp_path / "out", args=TINY_ARGS, tokenizer=vocabulary)
     assert report.stored_dtypes == {"float16": 183}
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
@@ -232,7 +230,7 @@ def test_legacy_pickle_checkpoint(tmp_path, tensors):
 
 
 @pytest.mark.parametrize("window", [(8, 7, 7), (8, 12, 12), (2, 7, 5), (1, 1, 1), (4, 3, 3)])
-def test_window_is_read_off_the_position_index(window):
+def test_window_is_determined_by_the_position_index(window):
     rows = torch.Size(2 * side - 1 for side in window).numel()
     config, _ = infer_video_swin_config(
         {
@@ -245,7 +243,7 @@ def test_window_is_read_off_the_position_index(window):
     assert tuple(config.window_size) == window
 
 
-def test_ambiguous_window_asks_for_it(tensors):
+def test_ambiguous_window_must_be_given(tensors):
     name = "swin.backbone.layers.0.blocks.0.attn.relative_position_bias_table"
     changed = {**without(tensors, "relative_position_index"), name: torch.empty(225, 1)}  # 5 x 3 x 3 or 13 x 2 x 2
     with pytest.raises(ConversionError, match=r"--set vision_config.window_size"):
@@ -289,13 +287,13 @@ def test_overrides_settle_contradictions_and_gaps(tensors):
     assert (config.num_attention_heads, config.num_frames, config.sparse_mask_form) == (8, 8, "gate")
 
 
-def test_heads_that_cannot_be_read_off_are_asked_for(tensors):
+def test_undetermined_heads_must_be_given(tensors):
     name = "trans_encoder.bert.embeddings.word_embeddings.weight"
     with pytest.raises(ConversionError, match="--set num_attention_heads"):
         infer_swinbert_config({**tensors, name: torch.empty(200, 96)}, {"max_num_frames": 8, "img_res": 64})
 
 
-def test_frames_that_nothing_tells_are_asked_for():
+def test_undetermined_frames_must_be_given():
     with pytest.raises(ConversionError, match="--set num_frames"):
         infer_swinbert_config(original_tiny_state_dict(with_mask=False))
 
@@ -306,18 +304,18 @@ def test_wrong_override(tensors, setting, message):
         infer_swinbert_config(tensors, TINY_ARGS, parse_overrides([setting]))
 
 
-def test_mask_can_be_left_behind(model_bin, tmp_path, vocabulary):
+def test_mask_can_be_dropped(model_bin, tmp_path, vocabulary):
     overrides = {"sparse_mask": "none"}
-    report = convert_checkpoint(model_bin, tmp_path / "out", args=TINY_ARGS, tokenizer=vocabulary, overrides=overrides)
+    report = convert(model_bin, tmp_path / "out", args=TINY_ARGS, tokenizer=vocabulary, overrides=overrides)
     assert "sparse_mask=none" in report.dropped["learn_vid_att.weight"] and report.mask is None
     assert SwinBertForVideoCaptioning.from_pretrained(tmp_path / "out").model.sparse_mask is None
 
 
-# --- what is refused, and leaves nothing ----------------------------------------------------------------------------
+# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 class RunsCode:
-    """Unpickled carelessly, it would create a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -327,7 +325,7 @@ class RunsCode:
 
 
 def damaged(path, tensors, start, replacement):
-    """A whole file, of which everything from `start` (a share of its length) is overwritten or cut off."""
+    """Writes a checkpoint of which everything from `start` (a fraction of its length) is overwritten or cut off."""
     torch.save(tensors, path)
     content = path.read_bytes()
     start = int(start * len(content))
@@ -340,7 +338,7 @@ BAD = {
     "module": (lambda path, _: torch.save(torch.nn.Linear(2, 2), path), "would run code"),
     "old pickle with code": (
         lambda path, _: path.write_bytes(pickle.dumps({"weight": RunsCode(path.parent / "ran")}, protocol=2)),
-        "would run code|no torch checkpoint",
+        "would run code|not a torch checkpoint",
     ),
     "empty": (lambda path, _: path.write_bytes(b""), "is empty"),
     "truncated": (lambda path, tensors: damaged(path, tensors, 0.5, b""), "truncated"),
@@ -348,7 +346,7 @@ BAD = {
     "text": (lambda path, _: path.write_text("no checkpoint"), "begins with b'no checkpoint'"),
     "pointer": (lambda path, _: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
     "archive": (lambda path, _: zip_of(path, "best-checkpoint/model.bin"), "unpack it"),
-    "optimizer": (lambda path, _: torch.save({"state": {}, "param_groups": []}, path), "no state dict"),
+    "optimizer": (lambda path, _: torch.save({"state": {}, "param_groups": []}, path), "not hold a state dict"),
     "number": (lambda path, _: torch.save(7, path), "found int"),
     "bert": (
         lambda path, _: torch.save({"bert.encoder.layer.0.attention.self.query.weight": torch.ones(2, 2)}, path),
@@ -378,11 +376,11 @@ def zip_of(path, name):
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_checkpoint_is_refused_and_leaves_nothing(case, tmp_path, tensors, vocabulary):
+def test_bad_checkpoint_is_refused_and_nothing_is_written(case, tmp_path, tensors, vocabulary):
     write, message = BAD[case]
     write(tmp_path / "model.bin", tensors)
     with pytest.raises(ConversionError, match=message):
-        convert_checkpoint(tmp_path / "model.bin", tmp_path / "new" / "out", args=TINY_ARGS, tokenizer=vocabulary)
+        convert(tmp_path / "model.bin", tmp_path / "new" / "out", args=TINY_ARGS, tokenizer=vocabulary)
     assert {path.name for path in tmp_path.iterdir()} == {"model.bin", "vocabulary"}
 
 
@@ -391,7 +389,7 @@ def test_bad_checkpoint_is_refused_and_leaves_nothing(case, tmp_path, tensors, v
 )
 def test_bad_safetensors(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConversionError):
+    with pytest.raises(ConversionError, match="model.safetensors"):
         convert(tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -403,12 +401,12 @@ def test_no_checkpoint_at_all(tmp_path):
         convert(tmp_path, tmp_path / "out")
 
 
-def test_output_that_holds_something_is_never_touched(model_bin, tmp_path, vocabulary):
+def test_output_that_is_not_empty_is_left_as_it_is(model_bin, tmp_path, vocabulary):
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine.txt").write_text("mine")
-    with pytest.raises(ConversionError, match="not empty"):
-        convert_checkpoint(model_bin, output, args=TINY_ARGS, tokenizer=vocabulary)
+    with pytest.raises(FileExistsError, match=f"{output} exists and is not empty"):
+        convert(model_bin, output, args=TINY_ARGS, tokenizer=vocabulary)
     assert [path.name for path in output.iterdir()] == ["mine.txt"]
 
 
@@ -418,30 +416,30 @@ def test_failure_while_writing_leaves_nothing(model_bin, tmp_path, vocabulary, m
 
     monkeypatch.setattr(SwinBertProcessor, "save_pretrained", fail)
     with pytest.raises(OSError, match="no space"):
-        convert_checkpoint(model_bin, tmp_path / "new" / "out", args=TINY_ARGS, tokenizer=vocabulary)
+        convert(model_bin, tmp_path / "new" / "out", args=TINY_ARGS, tokenizer=vocabulary)
     assert {path.name for path in tmp_path.iterdir()} == {"model.bin", "vocabulary"}
 
 
 def test_args_that_are_no_json(model_bin, tmp_path, vocabulary):
     (tmp_path / "args.json").write_text("max_num_frames: 8")
     with pytest.raises(ConversionError, match="args.json"):
-        convert_checkpoint(model_bin, tmp_path / "out", tokenizer=vocabulary)
+        convert(model_bin, tmp_path / "out", tokenizer=vocabulary)
 
 
 def test_tokenizer_must_have_the_words_of_the_checkpoint(model_bin, tmp_path):
     with pytest.raises(ConversionError, match="201 words.*200.*--tokenizer"):
-        convert_checkpoint(model_bin, tmp_path / "out", args=TINY_ARGS, tokenizer=write_vocabulary(tmp_path / "v", 201))
+        convert(model_bin, tmp_path / "out", args=TINY_ARGS, tokenizer=write_vocabulary(tmp_path / "v", 201))
 
 
 def test_absent_tokenizer_says_how_to_pass_one(model_bin, tmp_path):
     with pytest.raises(ConversionError, match="--tokenizer DIR"):
-        convert_checkpoint(model_bin, tmp_path / "out", args=TINY_ARGS, tokenizer=tmp_path / "absent")
+        convert(model_bin, tmp_path / "out", args=TINY_ARGS, tokenizer=tmp_path / "absent")
 
 
 def test_default_tokenizer_offline(model_bin, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConversionError, match="(?s)bert-base-uncased.*--tokenizer DIR"):
-        convert_checkpoint(model_bin, tmp_path / "out", args=TINY_ARGS)
+        convert(model_bin, tmp_path / "out", args=TINY_ARGS)
     assert not (tmp_path / "out").exists()
 
 
@@ -463,7 +461,7 @@ def test_video_swin_of_mmaction(tmp_path, backbone, converted):
     stored = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
     stored |= {"cls_head.fc_cls.weight": torch.ones(400, 128), "cls_head.fc_cls.bias": torch.ones(400)}
     torch.save({"meta": {"epoch": 30, "config": "model = dict()"}, "state_dict": stored}, tmp_path / "k400.pth")
-    report = convert_video_swin(tmp_path / "k400.pth", tmp_path / "out", overrides={"image_size": 64, "num_frames": 8})
+    report = convert(tmp_path / "k400.pth", tmp_path / "out", overrides={"image_size": 64, "num_frames": 8})
     assert set(report.dropped) == {name for name in stored if "cls_head" in name or "position_index" in name}
 
     model = VideoSwinModel.from_pretrained(tmp_path / "out")
@@ -479,7 +477,7 @@ def test_video_swin_with_objects_in_its_meta(tmp_path, backbone):
     }
     torch.save(stored, tmp_path / "k400.pth")
     with pytest.raises(ConversionError, match=r"checkpoint\['state_dict'\]"):
-        convert_video_swin(tmp_path / "k400.pth", tmp_path / "out")
+        convert(tmp_path / "k400.pth", tmp_path / "out")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
@@ -542,7 +540,7 @@ def test_swin_2d_of_the_original_layout(image_swin, tmp_path):
     state["layers.0.blocks.1.attn_mask"] = torch.zeros(16, 16, 16)
     state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.long)
     torch.save({"model": state}, tmp_path / "swin.pth")
-    report = convert_swin_2d(tmp_path / "swin.pth", tmp_path / "out")
+    report = convert(tmp_path / "swin.pth", tmp_path / "out")
     assert len(report.dropped) == 4
     image, expected = still(image_swin)
     model = VideoSwinModel.from_pretrained(tmp_path / "out")
@@ -565,5 +563,5 @@ def test_inflation_refuses_other_models(tmp_path):
     version_2 = timm.models.swin_transformer_v2.SwinTransformerV2(
         img_size=64, window_size=4, embed_dim=16, depths=(2,), num_heads=(1,)
     )
-    with pytest.raises(ConversionError):
+    with pytest.raises(ConversionError, match="expected a 2D Swin"):
         inflate_swin(version_2)

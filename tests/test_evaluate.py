@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from swinbert import cli
 from swinbert.processing import VideoCaptioningPipeline
 from swinbert.training.evaluation.caption_files import clip_ids, read_predictions, read_references
-from swinbert.training.evaluation.evaluate import load_evaluation_clips
+from swinbert.training.evaluation.clips import load_evaluation_clips
 from swinbert.training.metrics import java_metrics, score, scoring
+from swinbert.training.moving_shapes.scoring import exact_content_scores
 
 NAMES = [f"clip{number}" for number in range(5)]
 REFERENCES = {name: [f"a dog runs on grass {number}", "the man is in a red car"] for number, name in enumerate(NAMES)}
@@ -217,6 +218,14 @@ def test_the_same_clips_are_parts_of_one_file_in_every_form(dataset):
     assert clips.references == {"clip0.mp4#0.0-1.0": ["a dog"], "clip0.mp4#1.0-": ["a man"]}
 
 
+def test_references_of_another_world_of_shapes_are_named():
+    ours, theirs = "a small red circle moves left", "a man is singing"
+    assert exact_content_scores({"a": ours}, {"a": [ours]}) == {"exact": 1, "exact_content": 1.0}
+    assert exact_content_scores({"a": ours}, {"a": [theirs]}) == {}
+    with pytest.warns(UserWarning, match="1 of 2 references .* moving shapes"):
+        assert exact_content_scores({"a": ours, "b": ours}, {"a": [ours], "b": [theirs]}) == {}
+
+
 # --------------------------------------------------------------------------------------------------- METEOR and SPICE
 
 
@@ -349,7 +358,7 @@ def test_clips_that_cannot_be_read_are_reported_and_tried_again(
     result = evaluate()
     assert result.exit_code == 1
     assert "swinbert: clip1: " in result.stderr and "swinbert: clip4: " in result.stderr
-    assert "2 of 5 clips have no caption; scores are of the other 3" in result.stderr
+    assert "2 of 5 clips could not be captioned; scores are of the other 3" in result.stderr
     printed = json.loads(result.stdout)
     assert (printed["clips"], printed["missing"], printed["references"]) == (3, 2, 6)
     written = json.loads((tmp_path / "output/scores.json").read_text())
@@ -434,7 +443,7 @@ def test_two_runs_in_one_folder(evaluate, tmp_path):
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         result = evaluate()
         other.communicate("")
-    assert result.exit_code == 1 and "Another process is writing" in result.stderr
+    assert result.exit_code == 1 and "is in use by" in result.stderr
     assert evaluate("--limit", 1).exit_code == 0
 
 
@@ -451,7 +460,7 @@ def test_two_runs_in_one_folder(evaluate, tmp_path):
     ],
 )
 def test_bad_arguments_are_found_before_a_model_is_loaded(evaluate, monkeypatch, tmp_path, options, complaint):
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(cli.evaluate, "load_captioner_or_exit", lambda **_: pytest.fail("the model was loaded"))
     result = evaluate(*options)
     assert result.exit_code == 1 and complaint in result.stderr
     assert not (tmp_path / "output").exists()
@@ -466,7 +475,7 @@ def test_bad_arguments_are_found_before_a_model_is_loaded(evaluate, monkeypatch,
     ],
 )
 def test_references_of_other_clips_are_refused(evaluate, monkeypatch, tmp_path, change, complaint):
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(cli.evaluate, "load_captioner_or_exit", lambda **_: pytest.fail("the model was loaded"))
     references = dict(REFERENCES)
     change(references)
     result = evaluate("--references", write_coco_annotations(tmp_path / "references.json", references))
@@ -559,7 +568,7 @@ def test_missing_predictions_can_be_allowed_and_are_counted(tmp_path):
     some = {name: PREDICTED[name] for name in NAMES[1:]}
     result = score_files(tmp_path, as_coco(some), "--allow-missing")
     printed = json.loads(result.stdout)
-    assert result.exit_code == 1 and "1 of 5 clips have no caption" in result.stderr
+    assert result.exit_code == 1 and "1 of 5 clips could not be captioned" in result.stderr
     assert (printed["clips"], printed["missing"]) == (4, 1)
     expected = score(some, {name: REFERENCES[name] for name in some})["corpus"]["CIDEr"]
     assert printed["CIDEr"] == pytest.approx(expected)

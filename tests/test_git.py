@@ -147,9 +147,9 @@ def test_an_unreadable_clip_costs_the_others_nothing(pipe, clips, tmp_path):
 
 
 def test_saved_pipeline_is_whole(pipe, clips, tmp_path):
+    """GIT is part of transformers: the folder needs no code, and loads without trusting any."""
     pipe.save_pretrained(tmp_path)
-    assert {"processor_config.json", "tokenizer.json", "pipeline_swinbert.py", "video_decoding_swinbert.py"} <= {
-        file.name for file in tmp_path.iterdir()
-    }
-    again = pipeline("video-captioning", model=str(tmp_path), trust_remote_code=True, device="cpu")
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {"processor_config.json", "tokenizer.json"} <= names and not list(tmp_path.glob("*.py"))
+    again = pipeline("video-captioning", model=str(tmp_path), device="cpu")
     assert again(clips[0]) == pipe(clips[0])

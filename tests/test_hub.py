@@ -1,4 +1,4 @@
-"""The Hub: what every route pushes, what comes back, what is refused. The server is that of `hub_server`."""
+"""Pushing to the Hub by every route, loading from it, and what is refused; the server is `hub_server`."""
 
 import json
 import re
@@ -136,7 +136,20 @@ def test_private_is_not_pushed_to_a_public_repository(hub, folder):
     assert hub.repositories["org/model"].branches["main"] == before
 
 
-def test_name_that_is_none(hub, folder):
+def test_bundled_model_is_pushed_with_code(hub, folder):
+    """The bundled folder holds no code, and stays as it is: it may be read-only."""
+    bundled = Path(swinbert.bundled_model())
+    before = {file.name: file.stat().st_mtime_ns for file in bundled.iterdir()}
+    done = swinbert_push(bundled, "org/bundled")
+    assert done.exit_code == 0, done.stderr
+    push(folder, "org/saved")
+    pushed = hub.repositories["org/bundled"].files()
+    assert without_card(pushed) == without_card(hub.repositories["org/saved"].files())
+    assert pushed["README.md"] == (bundled / "README.md").read_bytes()
+    assert {file.name: file.stat().st_mtime_ns for file in bundled.iterdir()} == before
+
+
+def test_malformed_repository_name(hub, folder):
     with pytest.raises(PushError, match="OWNER/NAME"):
         push(folder, "a/b/c")
 
@@ -146,8 +159,8 @@ def test_interrupted_upload_and_retry(hub, folder, monkeypatch):
     hub.fail_uploads = 1000
     failed = swinbert_push(folder, "org/model")
     assert failed.exit_code == 1
-    assert "model.safetensors" in failed.stderr and "The same command goes on" in failed.stderr
-    assert hub.repositories["org/model"].files().keys() == {".gitattributes"}, "half of a model can be loaded"
+    assert "model.safetensors" in failed.stderr and "same command again" in failed.stderr
+    assert hub.repositories["org/model"].files().keys() == {".gitattributes"}, "a part of a model must not be visible"
     hub.fail_uploads = 0
     assert swinbert_push(folder, "org/model").exit_code == 0
     assert hub.repositories["org/model"].files().keys() == COMPLETE
@@ -178,7 +191,7 @@ def test_missing_file_is_named(folder, name):
         check_folder(folder)
 
 
-def test_what_is_missing_is_said_at_once_and_nothing_is_uploaded(hub, folder):
+def test_all_missing_files_are_named_and_nothing_is_uploaded(hub, folder):
     for name in ("model.safetensors", "processor_config.json", "pipeline_swinbert.py"):
         (folder / name).unlink()
     done = swinbert_push(folder, "org/model")
@@ -346,7 +359,7 @@ def test_with_the_package_no_code_of_the_repository_is_fetched(hub, pipe, folder
 
 WITHOUT_THE_PACKAGE = """
 import json, sys
-# Nothing but transformers, torch and a decoder is there: importing anything of this fails.
+# Importing anything beyond transformers, torch and a decoder fails.
 for name in ("swinbert", "accelerate", "datasets", "evaluate", "peft", "timm", "matplotlib", "decord", "torchcodec"):
     sys.modules[name] = None
 from transformers import AutoModel

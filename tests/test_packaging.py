@@ -1,6 +1,7 @@
 """What is shipped: the modules of a saved model, and the files of the wheel."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -20,9 +21,9 @@ import swinbert
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted([*ROOT.glob("modeling_swinbert/*_swinbert.py"), *ROOT.glob("processing/*_swinbert.py")])
 NAMES = {file.stem for file in SHIPPED}
-# `trust_remote_code` demands these of the machine; what stands in `try` is optional.
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-DEMANDED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"}
+# Packages that loading with `trust_remote_code` requires; imports inside `try` are optional.
+REQUIRED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"}
 
 
 def imports(tree: ast.AST, optional: bool = False):
@@ -35,22 +36,22 @@ def imports(tree: ast.AST, optional: bool = False):
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_shipped_modules_import_what_remote_code_may(file):
+def test_shipped_modules_import_only_what_remote_code_can(file):
     for name, level, optional in imports(ast.parse(file.read_text())):
         if level:
             assert level == 1 and name in NAMES, f"{file.name}: relative import of {name!r}"
         elif name not in sys.stdlib_module_names and not optional:
-            assert name in DEMANDED, f"{file.name} demands {name}"
+            assert name in REQUIRED, f"{file.name} requires {name}"
     for line in file.read_text().splitlines():
         if line.strip().startswith("from ."):
             assert line.split()[1].removeprefix(".") in NAMES, f"the loader reads {line!r} as an import"
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_loader_of_remote_code_finds_and_demands_no_more(file):
-    """As it reads a file itself: by its text for siblings, and without regard to what is called."""
+def test_loader_of_remote_code_finds_siblings_and_requirements(file):
+    """The loader finds siblings in the text of a file, and requires every package that is imported anywhere in it."""
     assert set(get_relative_imports(file)) <= NAMES
-    assert {name.split(".")[0] for name in get_imports(file)} - sys.stdlib_module_names <= DEMANDED
+    assert {name.split(".")[0] for name in get_imports(file)} - sys.stdlib_module_names <= REQUIRED
 
 
 @pytest.mark.parametrize("entry", ["modeling_swinbert", "processing_swinbert"])
@@ -70,15 +71,63 @@ def test_an_entry_module_names_every_sibling_that_it_needs(entry):
     assert seen - {entry} <= direct
 
 
-def test_bundled_checkpoint_holds_the_code_of_this_package():
-    """A complete folder for the Hub. After a change of a shipped module: copy it there."""
-    copies = {file.name: file.read_text() for file in (ROOT / "modeling_swinbert" / "checkpoints").rglob("*.py")}
-    assert copies == {file.name: file.read_text() for file in SHIPPED}
+def test_bundled_checkpoint_is_data():
+    """Its code is the package's: a copy would grow stale, and naming it would make transformers look for it."""
+    folder = Path(swinbert.bundled_model())
+    assert {file.name for file in folder.iterdir()} == {
+        *("README.md", "config.json", "generation_config.json", "model.safetensors"),
+        *("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    }
+    for file in folder.glob("*.json"):
+        assert "auto_map" not in file.read_text() and "custom_pipelines" not in file.read_text(), file.name
+
+
+WITH_THE_PACKAGE = """
+import sys
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
+import swinbert
+model = swinbert.bundled_model()
+for auto_class in (AutoConfig, AutoModelForImageTextToText, AutoProcessor):
+    loaded = type(auto_class.from_pretrained(model))
+    assert loaded.__module__.startswith("swinbert."), loaded
+captioner = pipeline("video-captioning", model=model)
+captioner.save_pretrained(sys.argv[1])
+print(captioner(sys.argv[2])[0]["generated_text"])
+"""
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["swinbert"] = None  # importing it fails
+from transformers import pipeline
+captioner = pipeline("video-captioning", model=sys.argv[1], trust_remote_code=True)
+assert type(captioner).__module__.startswith("transformers_modules"), type(captioner)
+print(captioner(sys.argv[2])[0]["generated_text"])
+"""
+
+
+def test_bundled_checkpoint_loads_without_a_prompt_and_is_saved_with_its_code(tmp_path):
+    """In the README's order of imports; `trust_remote_code` would prompt on stdin, which is closed."""
+    clip = Path(swinbert.bundled_model()).parent / "sample.mp4"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    captions = []
+    for code in (WITH_THE_PACKAGE, WITHOUT_THE_PACKAGE):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "saved"), str(clip)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        captions.append(done.stdout.splitlines()[-1])  # libraries print too
+    assert captions[0] == captions[1] != ""
+    saved = {file.name: file.read_text() for file in (tmp_path / "saved").glob("*.py")}
+    assert saved == {file.name: file.read_text() for file in SHIPPED}
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of the source distribution, as an index would have both."""
+    """The wheel, built from the source distribution."""
     folder = tmp_path_factory.mktemp("built")
 
     def build(kind: str, source: Path) -> None:
@@ -106,7 +155,7 @@ def test_wheel_holds_the_package_alone(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"swinbert"}
     assert not [name for name in names if name.endswith(PICKLES) or "/tests/" in name]
     for file in SHIPPED:
-        assert any(name.endswith(f"/{file.name}") and "/checkpoints/" not in name for name in names), file
+        assert len([name for name in names if name.endswith(f"/{file.name}")]) == 1, file
     for needed in (
         "swinbert/py.typed",
         "swinbert/processing/pipeline_swinbert.py",
@@ -139,7 +188,7 @@ def test_version_is_in_one_place():
 
 
 def test_citation_file():
-    """The rules of the Citation File Format 1.2.0 for the keys that are in it."""
+    """The rules of the Citation File Format 1.2.0 for the keys that the file uses."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= citation.keys()

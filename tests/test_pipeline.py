@@ -26,7 +26,7 @@ from swinbert.processing import (
     decode_video,
     pipeline_swinbert,
 )
-from swinbert.processing.pipeline_swinbert import ReadAhead
+from swinbert.processing.clip_reading_swinbert import ReadAhead
 
 
 def make_pipeline(sparse_mask: str, **overrides) -> VideoCaptioningPipeline:
@@ -418,7 +418,7 @@ def test_a_sparse_mask_fixes_the_number_of_frames(clips):
 def test_pipelines_of_other_models_are_refused(pipe):
     with pytest.raises(ValueError, match="processor"):
         VideoCaptioningPipeline(pipe.model, device="cpu")
-    with pytest.raises(ValueError, match="SwinBERT .* and GIT"):
+    with pytest.raises(ValueError, match="processor with a video processor"):
         VideoCaptioningPipeline(pipe.model, processor=_NoVideoProcessor(), device="cpu")
 
 

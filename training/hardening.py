@@ -7,8 +7,8 @@ import torch
 from transformers import AutoProcessor
 
 from swinbert import SparseVideoMask
-from swinbert.conversion.files import check_output, new_folder
 from swinbert.training.initialization import load_captioner
+from swinbert.utils.files import check_new_folder, new_folder
 
 
 def harden(model: str, output: str | Path, threshold: float = 0.5) -> str:
@@ -28,7 +28,7 @@ def harden(model: str, output: str | Path, threshold: float = 0.5) -> str:
     if not 0 < threshold < 1:
         raise ValueError(f"The threshold must be between 0 and 1, got {threshold}.")
     output = Path(output)
-    check_output(output)
+    check_new_folder(output)
     captioner = load_captioner(model)
     if captioner.config.sparse_mask != "soft":
         kind = {"none": "no sparse mask", "hard": "a binary mask already"}[captioner.config.sparse_mask]

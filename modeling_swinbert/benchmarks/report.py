@@ -47,7 +47,7 @@ def _line(cells) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def heading(results: dict[str, Any]) -> str:
+def _heading(results: dict[str, Any]) -> str:
     """Machine, settings and peak."""
     facts = {**results["machine"], **results["settings"]}
     lines = [
@@ -58,23 +58,13 @@ def heading(results: dict[str, Any]) -> str:
     return "\n".join([*lines, f"- matrix peak: {results['matrix_peak'] / 1e9:,.0f} GFLOP/s"])
 
 
-def write(results: dict[str, Any], output: Path) -> Path:
-    """Writes benchmark.md with all tables; returns its path."""
-    tables = [Table.load(table) for part in results["parts"].values() for table in part]
-    text = "\n\n".join([heading(results), *(markdown(table, results["matrix_peak"]) for table in tables)])
-    path = output / "benchmark.md"
-    path.write_text(text + "\n")
-    return path
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    """One panel for each table: median seconds, and from the fastest to the slowest round. Needs matplotlib."""
+def _plot(tables: Sequence[Table], path: Path) -> None:
+    """One panel for each table: the median in seconds, and the range from the fastest to the slowest round."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    tables: Sequence[Table] = [Table.load(table) for part in results["parts"].values() for table in part]
     heights = [1.2 + 0.35 * len(table.rows) for table in tables]
     figure, panels = pyplot.subplots(
         len(tables), 1, figsize=(8, sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
@@ -89,3 +79,20 @@ def plot(results: dict[str, Any], path: Path) -> None:
         panel.tick_params(labelsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def write(results: dict[str, Any], output: Path) -> bool:
+    """
+    Writes all tables as benchmark.md and, if matplotlib is installed, as the picture benchmark.png.
+
+    Returns:
+        Whether the picture was written.
+    """
+    tables = [Table.load(table) for part in results["parts"].values() for table in part]
+    text = "\n\n".join([_heading(results), *(markdown(table, results["matrix_peak"]) for table in tables)])
+    (output / "benchmark.md").write_text(text + "\n")
+    try:
+        _plot(tables, output / "benchmark.png")
+    except ModuleNotFoundError:
+        return False
+    return True

@@ -24,7 +24,7 @@ from swinbert.processing import (
     decode_video,
     sample_indices,
 )
-from swinbert.processing.pipeline_swinbert import ReadAhead
+from swinbert.processing.clip_reading_swinbert import ReadAhead
 
 from .measurement import Row, compare, machine, matrix_peak, take_turns
 from .peers import TorchvisionSwin, git_model, original_caption, original_training_step

@@ -1,1 +1,24 @@
-"""What one does with a captioner: clips in, captions out."""
+"""What one does with a captioner: clips in, captions out.
+
+```python
+from swinbert.captioning import captions, load_captioner
+
+for caption in captions(["a.mp4", "b.mp4"], load_captioner("moving-shapes")):
+    print(caption.clip, caption.text, caption.error)
+```
+"""
+
+from swinbert.captioning.caption import Alternative, Caption, CaptionStream, Clip, captions
+from swinbert.captioning.clips import find_clips
+from swinbert.captioning.loading import LoadingError, load_captioner
+
+__all__ = [
+    "Alternative",
+    "Caption",
+    "CaptionStream",
+    "Clip",
+    "LoadingError",
+    "captions",
+    "find_clips",
+    "load_captioner",
+]

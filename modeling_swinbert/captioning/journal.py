@@ -1,5 +1,6 @@
-"""The output folder of an evaluation: predictions that are on disk as soon as they are made, and survive a kill."""
+"""A file of captions that is continued after an interruption: each caption is on disk as soon as it is made."""
 
+import contextlib
 import json
 import os
 import warnings
@@ -8,30 +9,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from swinbert.utils.files import write_json
+from swinbert.captioning.settings import flattened
+from swinbert.utils.files import file_lock, write_atomically, write_json
 from swinbert.utils.text import preview
 
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
-
-# They say where things were found, not what they are.
+# Where model and dataset were found. Their content is compared instead.
 _NOT_COMPARED = ("model.name", "dataset.name")
 
 
-class PredictionLog:
+class CaptionJournal:
     """
-    `predictions.jsonl`, a line `{"id", "file", "caption", "score", "error", "size"}` for each clip, and beside it
-    `settings.json`: all that decides what the lines say.
+    `predictions.jsonl`, with a line `{"id", "caption", "score", "error", "size"}` for each clip, and beside it
+    `settings.json`, with all that decides these captions.
 
     Args:
-        folder: made if it is not there. What an earlier call with the same settings wrote is gone on with.
+        folder: created if needed. The lines of an earlier run with the same settings are kept.
         settings: nested dictionaries that JSON can hold.
 
+    Attributes:
+        lines: id of a clip -> its line.
+
     Raises:
-        ValueError: the folder belongs to a run with other settings, or a line is none of ours.
-        BlockingIOError: another process is writing to it.
+        ValueError: the folder belongs to a run with other settings, or a line has another form.
+        BlockingIOError: another process writes to the folder.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
@@ -39,44 +39,37 @@ class PredictionLog:
             raise NotADirectoryError(f"Expected a folder for the output, found the file {folder}.")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.file = folder, folder / "predictions.jsonl"
-        self._lock = (folder / ".lock").open("w")
-        try:
-            self._claim(settings)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(file_lock(folder / ".lock"))
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"{folder} is in use by {error.strerror}: wait for it, or name another output folder."
+                ) from None
+            self._check_settings(settings)
             self.lines = self._read()
             self._output = self.file.open("a", encoding="utf-8")
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = stack.pop_all()
 
-    def __enter__(self) -> "PredictionLog":
+    def __enter__(self) -> "CaptionJournal":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        try:
-            self._output.close()
-        except OSError:  # of a full disk: what it kept from being written is known already
-            if error is None:
-                raise
-        finally:
-            self._lock.close()
-
-    def _claim(self, settings: Mapping[str, Any]) -> None:
-        if fcntl is not None:
+        with self._lock:
             try:
-                # Not `flock`: the workers of a killed process would hold that for seconds more.
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise BlockingIOError(
-                    f"Another process is writing to {self.folder}: wait for it, or name another output folder."
-                ) from None
-            except OSError:  # a file system without locks
-                pass
+                self._output.close()
+            except OSError:  # of a full disk: `error` says so already
+                if error is None:
+                    raise
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Compares the settings with those in the folder, or writes them there."""
         settings_file = self.folder / "settings.json"
         wanted = json.loads(json.dumps(settings))
         if not settings_file.exists():
             if self.file.exists():
                 raise ValueError(
-                    f"{self.folder} holds a predictions.jsonl without the settings.json that tells how it was made:"
+                    f"{self.folder} holds a predictions.jsonl without the settings.json that says how it was made:"
                     " name another output folder."
                 )
             write_json(settings_file, wanted)
@@ -99,13 +92,13 @@ class PredictionLog:
             )
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """Clip -> its line. A last line that was cut off is cut away, and its clip is captioned again."""
+        """Id -> line. An incomplete last line is removed from the file, and its clip is captioned again."""
         if not self.file.exists():
             return {}
         content = self.file.read_bytes()
-        *whole, rest = content.split(b"\n")
+        *complete, rest = content.split(b"\n")
         lines = {}
-        for number, text in enumerate(whole, 1):
+        for number, text in enumerate(complete, 1):
             line = _parse(text)
             if line is None:
                 raise ValueError(
@@ -119,7 +112,7 @@ class PredictionLog:
                 file.write(b"\n")
         elif rest:
             warnings.warn(
-                f"{self.file} was cut off in line {len(whole) + 1}, whose clip is captioned again.", stacklevel=2
+                f"{self.file} was cut off in line {len(complete) + 1}, whose clip is captioned again.", stacklevel=2
             )
             os.truncate(self.file, len(content) - len(rest))
         return lines
@@ -130,21 +123,19 @@ class PredictionLog:
             self.lines[line["id"]] = line
         self._output.flush()
 
-    def forget(self, is_out_of_date: Callable[[dict[str, Any]], bool]) -> None:
-        """Lines that are to be made again."""
-        self._rewrite([line for line in self.lines.values() if not is_out_of_date(line)])
+    def remove(self, is_outdated: Callable[[dict[str, Any]], bool]) -> None:
+        """Removes lines whose clips are to be captioned again."""
+        self._rewrite([line for line in self.lines.values() if not is_outdated(line)])
 
     def sort(self, ids: Sequence[str]) -> None:
-        """Lines in the order of `ids`, as if no clip had had to be tried again."""
+        """Puts the lines into the order of `ids`."""
         self._rewrite([self.lines[name] for name in ids if name in self.lines])
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
         if lines == list(self.lines.values()):
             return
         self._output.close()
-        unfinished = self.file.with_name(f".{self.file.name}.unfinished")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(unfinished, self.file)
+        write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in lines))
         self.lines = {line["id"]: line for line in lines}
         self._output = self.file.open("a", encoding="utf-8")
 
@@ -154,15 +145,15 @@ def _parse(text: bytes) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    is_ours = (
+    is_prediction = (
         isinstance(line, dict) and {"id", "caption", "error", "size"} <= line.keys() and isinstance(line["id"], str)
     )
-    return line if is_ours else None
+    return line if is_prediction else None
 
 
-def compared(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What two runs must have in common to share a file: `{"a": {"b": 1}}` as `{"a.b": 1}`, without mere names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat.update(compared(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return {name: value for name, value in flat.items() if name not in _NOT_COMPARED}
+def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must have in common to share a file, as a flat dictionary."""
+    return {name: value for name, value in flattened(settings).items() if name not in _NOT_COMPARED}
+
+
+__all__ = ["CaptionJournal", "compared"]

@@ -1,8 +1,9 @@
-"""Released checkpoints -> folders that `from_pretrained` loads.
+"""Conversion of released checkpoints to folders that `from_pretrained` loads.
 
-In the order of the data: `files` reads tensors without running code, `names` tells what they are and what we call them,
-`configs` infers the configuration and the processor's settings, `inflation` makes a video model of an image model,
-`convert` puts it together. Every tensor is mapped, dropped for a reason that the report gives, or an error.
+`files` reads tensors without running code, `names` recognises the kind of checkpoint and renames its tensors, `configs`
+infers the configuration and the settings of the processor, `inflation` turns an image model into a video model, and
+`convert` puts them together. Every tensor is either mapped or dropped for a reason that the report gives; any other is
+an error.
 """
 
 from swinbert.conversion.configs import parse_overrides
@@ -10,9 +11,6 @@ from swinbert.conversion.convert import (
     ConversionReport,
     MaskStatistics,
     convert,
-    convert_checkpoint,
-    convert_swin_2d,
-    convert_video_swin,
     inflate_swin,
     mask_statistics,
 )
@@ -23,9 +21,6 @@ __all__ = [
     "ConversionReport",
     "MaskStatistics",
     "convert",
-    "convert_checkpoint",
-    "convert_swin_2d",
-    "convert_video_swin",
     "inflate_swin",
     "mask_statistics",
     "parse_overrides",

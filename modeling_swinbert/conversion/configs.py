@@ -1,4 +1,4 @@
-"""Configurations: what a checkpoint's shapes, its args.json and the user say, held against each other."""
+"""Inference of the configuration from a checkpoint's shapes, its args.json and the user's overrides."""
 
 import contextlib
 import difflib
@@ -16,12 +16,12 @@ from swinbert.modeling_video_swin_swinbert import relative_position_index
 from swinbert.processing import SwinBertVideoProcessor
 
 _VISION = "vision_config."
-_SETTLED_BY = {"num_video_tokens": "num_frames"}  # derived fields: what to set instead
-_RELEASED_WINDOW_LENGTH = 8  # frames of tokens that a window spans in every released Video Swin
+_SETTLED_BY = {"num_video_tokens": "num_frames"}  # a derived field: the field to set instead
+_RELEASED_WINDOW_LENGTH = 8  # tokens that a window spans in time in every released Video Swin
 
 
 class Claims:
-    """What each source says about a field. `--set` settles a field; otherwise sources that disagree are an error."""
+    """The value of each field and the source that gave it. Sources must agree unless `--set` gives the field."""
 
     def __init__(self, overrides: Mapping[str, Any]):
         self.overrides = dict(overrides)
@@ -29,14 +29,14 @@ class Claims:
         self.notes: list[str] = []
 
     def add(self, name: str, value: Any, source: str) -> None:
-        """Records that `source` says `value`; `None` says nothing."""
+        """Records the value that `source` gives; `None` is ignored. Raises `ConversionError` on a conflict."""
         if value is None or name in self.overrides:
             return
         claimed, claimed_by = self._claims.setdefault(name, (value, source))
         if claimed != value:
             raise ConversionError(
-                f"`{name}` is {claimed!r} by {claimed_by}, but {value!r} by {source}: they are not of one model. Give"
-                f" the right pair, or settle it with --set {_SETTLED_BY.get(name, name)}=VALUE."
+                f"`{name}` is {claimed!r} according to {claimed_by}, but {value!r} according to {source}: these are of"
+                f" different models. Pass files of one model, or --set {_SETTLED_BY.get(name, name)}=VALUE."
             )
 
     def get(self, name: str) -> Any:
@@ -51,16 +51,19 @@ class Claims:
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     """
-    `["num_attention_heads=4", "vision_config.window_size=[8,7,7]"]` -> fields and values, which are JSON or plain text.
+    Parses `--set` options such as `num_attention_heads=4` and `vision_config.window_size=[8,7,7]`.
+
+    Returns:
+        Field -> value, parsed as JSON where it is JSON, else as text.
 
     Raises:
-        ConversionError: an item is not KEY=VALUE.
+        ConversionError: an option is not KEY=VALUE.
     """
     overrides: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
-            raise ConversionError(f"--set takes KEY=VALUE, got {setting!r}.")
+            raise ConversionError(f"--set expects KEY=VALUE, found {setting!r}.")
         try:
             overrides[name.strip()] = json.loads(text)
         except json.JSONDecodeError:
@@ -69,7 +72,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _check_overrides(overrides: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-    """Overrides with the shorthands of vision fields written out; an unknown field is an error."""
+    """Expands the shorthands of vision fields; raises `ConversionError` for an unknown field."""
     known = list(config_class.__annotations__)
     if config_class is SwinBertConfig:
         known = [name for name in known if name != "vision_config"]
@@ -85,7 +88,7 @@ def _check_overrides(overrides: Mapping[str, Any], config_class: type) -> dict[s
 
 
 def number(args: Mapping[str, Any], name: str, kind: type) -> Any:
-    """A number of args.json; absent, null and -1 (the original's "take the default") say nothing."""
+    """A number in args.json; `None` if it is absent, null, empty or -1, the original's value for "default"."""
     value = args.get(name)
     if value in (None, "", -1, "-1"):
         return None
@@ -102,19 +105,19 @@ def _flag(args: Mapping[str, Any], name: str) -> bool | None:
 
 def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
     if name not in tensors:
-        raise ConversionError(f"The checkpoint lacks {name}: it is incomplete.")
+        raise ConversionError(f"The checkpoint is incomplete: it has no {name}.")
     return tuple(tensors[name].shape)
 
 
 def _build(config_class: type, values: dict[str, Any]) -> Any:
     try:
         return config_class(**values)
-    except Exception as error:  # strict dataclasses have error types of their own
-        raise ConversionError(f"The values found make no valid {config_class.__name__}: {error}") from error
+    except Exception as error:  # strict dataclasses raise their own types
+        raise ConversionError(f"The values found are not valid for {config_class.__name__}: {error}") from error
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers stand in the group of `pattern`."""
+    """The number of different values of the group in `pattern` among the names that match it."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
@@ -126,24 +129,27 @@ def infer_video_swin_config(
     tensors: Tensors, overrides: Mapping[str, Any] | None = None
 ) -> tuple[VideoSwinConfig, list[str]]:
     """
-    Configuration of a Video Swin backbone, and what had to be assumed.
+    Infers the configuration of a Video Swin backbone.
 
     Args:
-        tensors: the backbone with our names; a `relative_position_index` among them tells the window exactly.
-        overrides: fields that shapes do not tell.
+        tensors: the backbone under our names. With a `relative_position_index` the window is determined exactly.
+        overrides: fields that shapes do not determine.
+
+    Returns:
+        The configuration, and notes on what was assumed.
 
     Raises:
-        ConversionError: a tensor is missing, or the window cannot be read off.
+        ConversionError: a tensor is missing, or the window cannot be determined.
     """
     claims = Claims(_check_overrides(overrides or {}, VideoSwinConfig))
     _claim_video_swin(claims, tensors, prefix="")
     claims.add("image_size", _stride(claims, "") * claims.get("window_size")[1], "the window")
-    claims.notes.append(f"image_size {claims.get('image_size')}: of the release with this window")
+    claims.notes.append(f"image_size {claims.get('image_size')}: that of the released model with this window")
     return _build(VideoSwinConfig, claims.values()), claims.notes
 
 
 def _claim_video_swin(claims: Claims, tensors: Tensors, prefix: str) -> None:
-    """Adds what the shapes of a backbone's tensors say about the fields of its configuration."""
+    """Adds the fields that the shapes of a backbone's tensors determine."""
     kernel = "patch_embed.proj.weight"
     embed_dim, channels, *patch = _shape(tensors, kernel)
     claims.add(f"{prefix}embed_dim", embed_dim, f"the shape of {kernel}")
@@ -166,11 +172,13 @@ def _claim_video_swin(claims: Claims, tensors: Tensors, prefix: str) -> None:
     if claims.get(f"{prefix}window_size") is None:
         window = _window_of_table(rows, f"{prefix}window_size")
         claims.add(f"{prefix}window_size", window, "the rows of the relative position bias tables")
-        claims.notes.append(f"window_size {window}: square and of a release's length, as {rows} table rows allow")
+        claims.notes.append(
+            f"window_size {window}: assumed square and as long as in released models, which fits {rows} table rows"
+        )
 
 
 def _window_of_index(index: torch.Tensor, rows: int) -> list[int] | None:
-    """Window (T, H, W) of a stored (N, N) relative_position_index, from where the distances in its first row jump."""
+    """The window (T, H, W) of a stored (N, N) relative_position_index, from the jumps in its first row."""
     tokens = len(index)
     distance = (index[0, 0] - index[0]).tolist()
     width = next((j for j in range(tokens) if distance[j] != j), tokens)
@@ -183,7 +191,7 @@ def _window_of_index(index: torch.Tensor, rows: int) -> list[int] | None:
 
 
 def _window_of_table(rows: int, name: str) -> list[int]:
-    """Window (T, S, S) whose (2T - 1) * (2S - 1)^2 relative positions are the rows of a bias table."""
+    """The window (T, S, S) whose (2T - 1) * (2S - 1)^2 relative positions equal the rows of a bias table."""
     windows = []
     for side in range(2, math.isqrt(rows) + 1):
         length, rest = divmod(rows, (2 * side - 1) ** 2)
@@ -194,14 +202,14 @@ def _window_of_table(rows: int, name: str) -> list[int]:
     if len(candidates) != 1:
         fitting = " or ".join(map(str, windows)) or "no square window"
         raise ConversionError(
-            f"The window cannot be read off a bias table of {rows} rows ({fitting} would fit): say"
+            f"The window cannot be determined from a bias table of {rows} rows ({fitting} would fit): pass"
             f" --set {name}=[T,H,W]."
         )
     return candidates[0]
 
 
 def _stride(claims: Claims, prefix: str) -> int:
-    """Pixels of a frame's side that one token of the last stage covers."""
+    """The side, in pixels, of the square that a token of the last stage covers."""
     return claims.get(f"{prefix}patch_size")[1] * 2 ** (len(claims.get(f"{prefix}depths")) - 1)
 
 
@@ -213,15 +221,19 @@ def infer_swinbert_config(
     tensors: Tensors, args: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[SwinBertConfig, list[str]]:
     """
-    Configuration of a SwinBERT checkpoint, and what had to be assumed.
+    Infers the configuration of a SwinBERT checkpoint.
 
     Args:
-        tensors: the checkpoint, with its original names.
-        args: content of its `args.json`, if at hand.
-        overrides: fields that shapes and arguments tell wrongly or not at all; `vision_config.x` for the video encoder.
+        tensors: the checkpoint under its original names.
+        args: the content of its `args.json`, if available.
+        overrides: fields that shapes and arguments determine wrongly or not at all; `vision_config.x` for the video
+            encoder.
+
+    Returns:
+        The configuration, and notes on what was assumed.
 
     Raises:
-        ConversionError: two sources contradict each other (both are named), or something can be read off nowhere.
+        ConversionError: two sources contradict each other (the message names both), or no source gives a field.
     """
     args = args or {}
     claims = Claims(_check_overrides(overrides or {}, SwinBertConfig))
@@ -242,7 +254,7 @@ def infer_swinbert_config(
 
 
 def _preset(args: Mapping[str, Any]) -> VideoSwinConfig | None:
-    """The backbone that `vidswin_size` names, `None` if it is absent or no size that was released."""
+    """The preset that `vidswin_size` names, or `None` if it is absent or not a released size."""
     with contextlib.suppress(ValueError):
         return VideoSwinConfig.from_preset(str(args.get("vidswin_size")))
     return None
@@ -280,11 +292,11 @@ def _claim_fusion_encoder(claims: Claims, tensors: Tensors, args: Mapping[str, A
         heads, rest = divmod(claims.get("hidden_size"), 64)
         if rest:
             raise ConversionError(
-                f"The attention heads cannot be read off a hidden size of {claims.get('hidden_size')} (every released"
-                " size has hidden / 64 of them): say --set num_attention_heads=N."
+                f"The number of attention heads cannot be determined from a hidden size of {claims.get('hidden_size')}"
+                " (released models have hidden size / 64): pass --set num_attention_heads=N."
             )
         claims.add("num_attention_heads", heads, "the hidden size / 64")
-        claims.notes.append(f"num_attention_heads {heads}: hidden size / 64, as in every released size")
+        claims.notes.append(f"num_attention_heads {heads}: hidden size / 64, as in released models")
 
 
 def _claim_sparse_mask(claims: Claims, tensors: Tensors, args: Mapping[str, Any]) -> None:
@@ -302,44 +314,48 @@ def _claim_sparse_mask(claims: Claims, tensors: Tensors, args: Mapping[str, Any]
 
 
 def _claim_geometry(claims: Claims, tensors: Tensors, args: Mapping[str, Any]) -> None:
-    """Frames and their size: from args.json, else from the side of the mask, else from the window; never guessed."""
+    """Adds the number and size of frames: from args.json, else from the side of the mask and from the window."""
     frames, size = f"{_VISION}num_frames", f"{_VISION}image_size"
     claims.add(frames, number(args, "max_num_frames", int), "max_num_frames in args.json")
     claims.add(size, number(args, "img_res", int), "img_res in args.json")
     if "learn_vid_att.weight" in tensors:
         entries = tensors["learn_vid_att.weight"].numel()
         if math.isqrt(entries) ** 2 != entries:
-            raise ConversionError(f"learn_vid_att.weight has {entries} entries, which is no square of video tokens.")
+            raise ConversionError(
+                f"learn_vid_att.weight has {entries} entries, which is not the square of a number of video tokens."
+            )
         claims.add("num_video_tokens", math.isqrt(entries), f"the {entries} entries of learn_vid_att.weight")
-    if not {frames, size} & claims.overrides.keys():  # the original derives it from what --set has just replaced
+    if not {frames, size} & claims.overrides.keys():  # the original derived it from the values that --set replaces
         claims.add("num_video_tokens", number(args, "max_img_seq_length", int), "max_img_seq_length in args.json")
 
     tokens, patch, stride = claims.get("num_video_tokens"), claims.get(f"{_VISION}patch_size"), _stride(claims, _VISION)
     if claims.get(size) is None:
         claims.add(size, stride * claims.get(f"{_VISION}window_size")[1], "the window")
-        claims.notes.append(f"image_size {claims.get(size)}: of the release with this window; not in an args.json")
+        claims.notes.append(
+            f"image_size {claims.get(size)}: that of the released model with this window, without args.json"
+        )
     if claims.get(frames) is None:
         if tokens is None:
             raise ConversionError(
-                "The number of frames can be read off neither a sparse mask nor an args.json: pass the checkpoint's"
-                " args.json, or say --set num_frames=N (the released models have 32 or 64)."
+                "The number of frames is determined neither by a sparse mask nor by an args.json: pass the checkpoint's"
+                " args.json, or --set num_frames=N (released models have 32 or 64)."
             )
         height, width = (math.ceil(side / stride) for side in VideoSwinConfig(image_size=claims.get(size)).frame_size)
         claims.add(frames, patch[0] * max(1, tokens // (height * width)), "the video tokens")
-        claims.notes.append(f"num_frames {claims.get(frames)}: from {tokens} video tokens; not in an args.json")
+        claims.notes.append(f"num_frames {claims.get(frames)}: from {tokens} video tokens, without args.json")
 
     depths = claims.get(f"{_VISION}depths")
     geometry = {"num_frames": claims.get(frames), "image_size": claims.get(size), "patch_size": patch}
     grid = _build(VideoSwinConfig, {**geometry, "depths": depths, "num_heads": [1] * len(depths)}).output_grid
-    said = [f"{name.removeprefix(_VISION)} {claims.get(name)} ({claims.source(name)})" for name in (frames, size)]
-    claims.add("num_video_tokens", math.prod(grid), " and ".join(said))
+    sources = [f"{name.removeprefix(_VISION)} {claims.get(name)} ({claims.source(name)})" for name in (frames, size)]
+    claims.add("num_video_tokens", math.prod(grid), " and ".join(sources))
 
 
-# --- Of the processor -------------------------------------------------------------------------------------------------
+# --- The processor ----------------------------------------------------------------------------------------------------
 
 
 def video_processor_for(config: SwinBertConfig) -> SwinBertVideoProcessor:
-    """Uniform sampling, the short side resized, the centre cropped: the original's evaluation."""
+    """The preprocessing of the original's evaluation: uniform sampling, short side resized, centre cropped."""
     return SwinBertVideoProcessor(num_frames=config.num_frames, **crop_geometry(config))
 
 

@@ -1,4 +1,4 @@
-"""Conversion: a checkpoint -> a folder that `from_pretrained` loads, and a report of what became of every tensor."""
+"""Conversion of a checkpoint to a folder that `from_pretrained` loads, with a report on every tensor."""
 
 import math
 from collections import Counter
@@ -9,46 +9,40 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, BertTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from swinbert.configuration_swinbert import SwinBertConfig, VideoSwinConfig
 from swinbert.conversion.configs import infer_swinbert_config, infer_video_swin_config, number, video_processor_for
-from swinbert.conversion.files import (
-    ConversionError,
-    Tensors,
-    check_output,
-    find_checkpoint,
-    new_folder,
-    read_args,
-    read_state_dict,
-    some,
-)
+from swinbert.conversion.files import ConversionError, Tensors, find_checkpoint, read_args, read_state_dict
 from swinbert.conversion.inflation import inflate
 from swinbert.conversion.names import KINDS, expect_kind, map_names
 from swinbert.model_cards import captioner_card
 from swinbert.modeling_swinbert import SwinBertForVideoCaptioning
 from swinbert.modeling_video_swin_swinbert import VideoSwinModel
 from swinbert.processing import SwinBertProcessor, VideoCaptioningPipeline
+from swinbert.utils.files import check_new_folder, new_folder
+from swinbert.utils.text import first_names
 
 DEFAULT_TOKENIZER = "google-bert/bert-base-uncased"
+_CONVERTIBLE = ("swinbert", "video_swin", "torchvision", "swin_2d")
+# Arguments of the original's training script that the model card quotes.
 _TRAINING_ARGUMENTS = (
     *("train_yaml", "num_train_epochs", "per_gpu_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("backbone_coef_lr", "mask_prob", "max_masked_tokens", "loss_sparse_w", "transfer_method", "seed"),
 )
-_BACKBONES = ("video_swin", "torchvision")
 
 
 @dataclass
 class MaskStatistics:
     """
-    What a learned sparse mask M (N x N, unit diagonal) does to the attention among N video tokens.
+    How much attention among N video tokens a learned sparse mask M (N x N, unit diagonal) leaves.
 
     Args:
         size: N.
-        below_half: share of the N * (N - 1) off-diagonal entries with M < 0.5.
-        alive: off-diagonal entries whose attention weight, at equal scores, is not 0 relative to the diagonal's: exp of
-            the mask's bias, which is exactly 0 on the diagonal, does not underflow in float32.
+        below_half: the fraction of the N * (N - 1) off-diagonal entries with M < 0.5.
+        alive: the number of off-diagonal entries whose attention weight is not 0 at equal scores: where exp of the
+            mask's bias, which is 0 on the diagonal, does not underflow in float32.
     """
 
     size: int
@@ -63,7 +57,7 @@ class MaskStatistics:
 
 
 def mask_statistics(model: SwinBertForVideoCaptioning) -> MaskStatistics | None:
-    """Statistics of a model's sparse mask; `None` if it has none."""
+    """Statistics of a model's sparse mask, or `None` if it has no mask."""
     mask = model.model.sparse_mask
     if mask is None:
         return None
@@ -75,20 +69,21 @@ def mask_statistics(model: SwinBertForVideoCaptioning) -> MaskStatistics | None:
 @dataclass
 class ConversionReport:
     """
-    What a conversion did; `str()` of it is what `swinbert convert` prints.
+    What a conversion did. `str()` of it is what `swinbert convert` prints.
 
     Args:
         source: the checkpoint.
         output: the folder that was written.
-        kind: a key of `KINDS`.
-        config: the configuration.
-        mapped: original name -> our name.
-        dropped: original name -> why it is not needed.
-        stored_dtypes: mapped tensors per dtype in the checkpoint; float32 is written whatever it was.
-        num_parameters: of the model.
-        notes: what was assumed.
-        args, tokenizer: where arguments and tokenizer came from, for SwinBERT.
-        mask: statistics of the sparse mask, `None` where there is none.
+        kind: the kind of checkpoint, a key of `KINDS`.
+        config: the inferred configuration.
+        mapped: original name -> our name of every tensor that was converted.
+        dropped: original name -> the reason, of every tensor that was left out.
+        stored_dtypes: dtype -> the number of converted tensors that had it in the checkpoint; all are written as
+            float32.
+        num_parameters: the number of parameters of the model.
+        notes: assumptions about what the checkpoint does not determine.
+        args, tokenizer: where the training arguments and the tokenizer came from (SwinBERT only).
+        mask: statistics of the sparse mask, `None` without one.
     """
 
     source: str
@@ -105,7 +100,7 @@ class ConversionReport:
     mask: MaskStatistics | None = None
 
     def __str__(self) -> str:
-        vision = getattr(self.config, "vision_config", self.config)
+        vision = self.config.vision_config if isinstance(self.config, SwinBertConfig) else self.config
         stored = ", ".join(f"{count} {dtype}" for dtype, count in self.stored_dtypes.items())
         lines = [
             f"{self.source}: {KINDS[self.kind]} -> {self.output}",
@@ -133,78 +128,46 @@ def convert(
     tokenizer: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ConversionReport:
-    """Converts whichever kind of checkpoint it is: SwinBERT, Video Swin, torchvision's swin3d, or a 2D Swin."""
-    check_output(Path(output))
-    tensors = read_state_dict(checkpoint)
-    kind = expect_kind(tensors, checkpoint, "swinbert", *_BACKBONES, "swin_2d")
-    if kind == "swinbert":
-        return _convert_swinbert(tensors, checkpoint, output, args, tokenizer, overrides)
-    if args is not None or tokenizer is not None:
-        raise ConversionError(f"{checkpoint} is {KINDS[kind]}: it has neither an args.json nor a tokenizer.")
-    return _convert_backbone(tensors, kind, checkpoint, output, overrides)
-
-
-def convert_checkpoint(
-    checkpoint: str | Path,
-    output: str | Path,
-    *,
-    args: str | Path | Mapping[str, Any] | None = None,
-    tokenizer: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> ConversionReport:
     """
-    A released SwinBERT checkpoint -> a complete folder: weights, configuration, processor, tokenizer, code, card.
+    Converts a released checkpoint; its kind is recognised by its tensors.
+
+    A SwinBERT checkpoint becomes a complete folder: weights, configuration, processor, tokenizer, code and card. A
+    Video Swin checkpoint (mmaction's `.pth`, torchvision's `swin3d_*`) becomes a folder with a `VideoSwinModel`, and so
+    does a 2D Swin (timm's, the original's), which is inflated.
 
     Args:
-        checkpoint: `model.bin` (or any file of `read_state_dict`), or the folder that holds it.
+        checkpoint: `model.bin`, or any file that `read_state_dict` reads, or the folder that holds it.
         output: the folder to write; it must not exist, or be empty.
-        args: the training arguments, `args.json` or its content. If not given, it is looked for where the original
-            puts it (`../log/args.json`), and beside the checkpoint.
-        tokenizer: a folder (a bare `vocab.txt` suffices) or Hub id. If not given, it is looked for where the original
-            puts it (`../tokenizer`) and beside the checkpoint, then it is bert-base-uncased.
-        overrides: configuration fields that can be read off neither tensors nor arguments, or are wrong there.
+        args: SwinBERT only: the training arguments, as `args.json` or its content. By default, `args.json` beside the
+            checkpoint or, where the original puts it, `../log/args.json`.
+        tokenizer: SwinBERT only: a folder (a `vocab.txt` alone suffices) or a name on the Hub. By default, a
+            `vocab.txt` in `tokenizer/`, in `../tokenizer/` (where the original puts it) or beside the checkpoint, else
+            bert-base-uncased.
+        overrides: fields of the configuration that neither tensors nor arguments tell, or tell wrongly.
 
     Raises:
-        ConversionError: see the message. No folder is left behind.
+        ConversionError: the checkpoint cannot be read or converted; the message says why and what to do.
+        FileExistsError: `output` exists and is not empty.
+
+        Nothing is written in either case.
     """
-    check_output(Path(output))
+    check_new_folder(Path(output))
     tensors = read_state_dict(checkpoint)
-    expect_kind(tensors, checkpoint, "swinbert")
-    return _convert_swinbert(tensors, checkpoint, output, args, tokenizer, overrides)
-
-
-def convert_video_swin(
-    checkpoint: str | Path, output: str | Path, *, overrides: Mapping[str, Any] | None = None
-) -> ConversionReport:
-    """
-    A Video Swin checkpoint, mmaction's `.pth` or torchvision's `swin3d_*`, -> a folder with a `VideoSwinModel`.
-
-    Args:
-        checkpoint: the file. The classification head is dropped.
-        output, overrides: see `convert_checkpoint`.
-
-    Raises:
-        ConversionError: see the message. No folder is left behind.
-    """
-    check_output(Path(output))
-    tensors = read_state_dict(checkpoint)
-    return _convert_backbone(tensors, expect_kind(tensors, checkpoint, *_BACKBONES), checkpoint, output, overrides)
-
-
-def convert_swin_2d(
-    checkpoint: str | Path, output: str | Path, *, overrides: Mapping[str, Any] | None = None
-) -> ConversionReport:
-    """A 2D Swin checkpoint, of timm or the original, -> a folder with an inflated `VideoSwinModel`."""
-    check_output(Path(output))
-    tensors = read_state_dict(checkpoint)
-    return _convert_backbone(tensors, expect_kind(tensors, checkpoint, "swin_2d"), checkpoint, output, overrides)
+    kind = expect_kind(tensors, checkpoint, *_CONVERTIBLE)
+    if kind == "swinbert":
+        return _convert_swinbert(tensors, Path(checkpoint), Path(output), args, tokenizer, overrides)
+    if args is not None or tokenizer is not None:
+        raise ConversionError(
+            f"{checkpoint} is {KINDS[kind]}, which has no args.json and no tokenizer: leave them out."
+        )
+    return _convert_backbone(tensors, kind, Path(checkpoint), Path(output), overrides)
 
 
 def inflate_swin(
     source: nn.Module | Mapping[str, torch.Tensor] | str | Path, overrides: Mapping[str, Any] | None = None
 ) -> VideoSwinModel:
     """
-    A 2D Swin -> a `VideoSwinModel` that sees a still clip as the 2D model sees the image.
+    Inflates a 2D Swin to a `VideoSwinModel` whose features of a still clip equal the 2D model's of the image.
 
     Args:
         source: a timm model such as `timm.create_model("swin_base_patch4_window7_224", pretrained=True)`, its state
@@ -212,7 +175,7 @@ def inflate_swin(
         overrides: fields of `VideoSwinConfig`, such as `window_size` and `num_frames`; see `conversion.inflation`.
 
     Raises:
-        ConversionError: it is no 2D Swin, or does not fit.
+        ConversionError: the source is not a 2D Swin, or its tensors do not fit the configuration.
     """
     if isinstance(source, nn.Module):
         name, tensors = type(source).__name__, dict(source.state_dict())
@@ -228,92 +191,92 @@ def inflate_swin(
 
 def _convert_swinbert(
     tensors: Tensors,
-    checkpoint: str | Path,
-    output: str | Path,
+    checkpoint: Path,
+    output: Path,
     args: str | Path | Mapping[str, Any] | None,
     tokenizer: str | Path | None,
     overrides: Mapping[str, Any] | None,
 ) -> ConversionReport:
-    output, file = Path(output), find_checkpoint(Path(checkpoint))
+    file = find_checkpoint(checkpoint)
     folder = file if file.is_dir() else file.parent
     if args is None:
-        args = next(
-            (path for name in ("args.json", "../log/args.json") if (path := (folder / name).resolve()).is_file()), None
-        )
+        args = _first_file(folder, "args.json", "../log/args.json")
     arguments = read_args(args) if args is not None else {}
-
     mapped, dropped = map_names(tensors, "swinbert")
     config, notes = infer_swinbert_config(tensors, arguments, overrides)
     if config.sparse_mask == "none" and "learn_vid_att.weight" in mapped:
         del mapped["learn_vid_att.weight"]
         dropped["learn_vid_att.weight"] = "learn_vid_att: sparse_mask=none was set"
-
     if tokenizer is None:
-        vocabularies = ("tokenizer/vocab.txt", "../tokenizer/vocab.txt", "vocab.txt")
-        found = next((path.parent for name in vocabularies if (path := (folder / name).resolve()).is_file()), None)
-        tokenizer = found or DEFAULT_TOKENIZER
-    text_processor = _load_tokenizer(tokenizer, do_lower_case=arguments.get("do_lower_case") not in (False, "false"))
-    _fit_tokenizer(text_processor, tokenizer, config, overrides or {})
+        vocabulary = _first_file(folder, "tokenizer/vocab.txt", "../tokenizer/vocab.txt", "vocab.txt")
+        tokenizer = vocabulary.parent if vocabulary else DEFAULT_TOKENIZER
+    text_tokenizer = _load_tokenizer(tokenizer, do_lower_case=arguments.get("do_lower_case") not in (False, "false"))
+    _fit_tokenizer(text_tokenizer, tokenizer, config, overrides or {})
 
-    ours = {new: tensors[old] for old, new in mapped.items()}
-    if (weights := ours.get("model.sparse_mask.weight")) is not None:
-        # (N * N, 1) in the original, row by row; its length was found to be a square with the configuration
-        ours["model.sparse_mask.weight"] = weights.reshape(math.isqrt(weights.numel()), -1)
-    model = _load_model(SwinBertForVideoCaptioning, config, ours, mapped)
+    renamed = {new: tensors[old] for old, new in mapped.items()}
+    if (weights := renamed.get("model.sparse_mask.weight")) is not None:
+        # (N * N, 1) in the original, row by row; `infer_swinbert_config` has checked that its length is a square.
+        renamed["model.sparse_mask.weight"] = weights.reshape(math.isqrt(weights.numel()), -1)
+    model = _load_model(SwinBertForVideoCaptioning, config, renamed, mapped)
     model.generation_config = _generation_config(config, arguments)
-    processor = SwinBertProcessor(video_processor=video_processor_for(config), tokenizer=text_processor)
-    report = _report("swinbert", checkpoint, output, config, model, tensors, mapped, dropped, notes)
+    report = _report("swinbert", checkpoint, output, model, tensors, mapped, dropped, notes)
     report.mask, report.tokenizer = mask_statistics(model), str(tokenizer)
     report.args = "given as a mapping" if isinstance(args, Mapping) else str(args) if args else None
+
+    processor = SwinBertProcessor(video_processor=video_processor_for(config), tokenizer=text_tokenizer)
     pipeline = VideoCaptioningPipeline(model=model, processor=processor, device="cpu", task="video-captioning")
-    with new_folder(output) as staging:
-        pipeline.save_pretrained(staging)  # with the model, the processor and all their code
-        (staging / "README.md").write_text(_card(report, config, arguments), encoding="utf-8")
+    with new_folder(output) as temporary:
+        pipeline.save_pretrained(temporary)  # model, processor and their code
+        (temporary / "README.md").write_text(_card(report, config, arguments), encoding="utf-8")
     return report
 
 
 def _convert_backbone(
-    tensors: Tensors, kind: str, checkpoint: str | Path, output: str | Path, overrides: Mapping[str, Any] | None
+    tensors: Tensors, kind: str, checkpoint: Path, output: Path, overrides: Mapping[str, Any] | None
 ) -> ConversionReport:
     mapped, dropped = map_names(tensors, kind)
-    ours = {new: tensors[old] for old, new in mapped.items()}
+    renamed = {new: tensors[old] for old, new in mapped.items()}
     if kind == "swin_2d":
-        ours, config, notes = inflate(ours, overrides)
+        renamed, config, notes = inflate(renamed, overrides)
     else:
-        # The window is read off the position index of any block; they are alike.
+        # The window is read off the position index of any block: all blocks have the same.
         index = {name: tensors[name] for name in dropped if name.endswith("relative_position_index")}
-        config, notes = infer_video_swin_config({**ours, **index}, overrides)
-    model = _load_model(VideoSwinModel, config, ours, mapped)
-    report = _report(kind, checkpoint, Path(output), config, model, tensors, mapped, dropped, notes)
-    with new_folder(report.output) as staging:
-        model.save_pretrained(staging)
-    return report
+        config, notes = infer_video_swin_config({**renamed, **index}, overrides)
+    model = _load_model(VideoSwinModel, config, renamed, mapped)
+    with new_folder(output) as temporary:
+        model.save_pretrained(temporary)
+    return _report(kind, checkpoint, output, model, tensors, mapped, dropped, notes)
+
+
+def _first_file(folder: Path, *names: str) -> Path | None:
+    """The first of several relative paths where there is a file."""
+    return next((path for name in names if (path := (folder / name).resolve()).is_file()), None)
 
 
 Model = TypeVar("Model", SwinBertForVideoCaptioning, VideoSwinModel)
 
 
 def _load_model(model_class: type[Model], config: Any, tensors: Tensors, mapped: Mapping[str, str]) -> Model:
-    """A model with exactly `tensors` (our names) in float32; what is missing, left over or misshaped is named."""
+    """A model with exactly these tensors (under our names) as float32; errors name those that do not fit."""
     with no_init_weights():
         model = model_class(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     original = {new: old for old, new in mapped.items()}
     problems = []
     if missing := [name for name in expected if name not in tensors]:
-        problems.append(f"it has nothing for {some(missing)}")
+        problems.append(f"it has no {first_names(missing)}")
     if extra := [original[name] for name in tensors if name not in expected]:
-        problems.append(f"the model has no place for {some(extra)}")
+        problems.append(f"the model has no place for {first_names(extra)}")
     if misshaped := [
         f"{original[name]} is {tuple(tensors[name].shape)} instead of {shape}"
         for name, shape in expected.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]:
-        problems.append(some(misshaped))
+        problems.append(first_names(misshaped))
     if problems:
         raise ConversionError(
             f"The checkpoint does not fit the {type(config).__name__} inferred from it: {'; '.join(problems)}. It is"
-            " incomplete or of another model, or a number that was set with --set is wrong."
+            " incomplete or of another model, or a value of --set is wrong."
         )
     if broken := [
         original[name]
@@ -321,7 +284,8 @@ def _load_model(model_class: type[Model], config: Any, tensors: Tensors, mapped:
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all())
     ]:
         raise ConversionError(
-            f"{some(broken)}: values that are no finite numbers; the training or the file went wrong."
+            f"{first_names(broken)}: expected finite floating-point numbers, found other values. The training diverged,"
+            " or the file is damaged."
         )
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     return model.eval()
@@ -333,34 +297,34 @@ def _load_tokenizer(source: str | Path, do_lower_case: bool) -> PreTrainedTokeni
         if (folder / "vocab.txt").is_file() and not (folder / "tokenizer_config.json").is_file():
             return BertTokenizer.from_pretrained(folder, do_lower_case=do_lower_case)
         return AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # of the Hub's client, of the file system, of the tokenizer's own format
+    except Exception as error:  # the Hub client, the file system and tokenizer formats raise many types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConversionError(
             f"No tokenizer at {source} ({reason}). Without a connection to the Hub, pass --tokenizer DIR: a folder with"
-            " a saved tokenizer, or only the vocab.txt that the checkpoint was trained with."
+            " the tokenizer that the checkpoint was trained with, or with its vocab.txt alone."
         ) from error
 
 
 def _fit_tokenizer(
     tokenizer: PreTrainedTokenizerBase, source: object, config: SwinBertConfig, overrides: Mapping[str, Any]
 ) -> None:
-    """Checks that a tokenizer has the words of the checkpoint, and takes the ids of the special tokens from it."""
+    """Checks the size of a tokenizer's vocabulary, and copies the ids of its special tokens to the configuration."""
     if len(tokenizer) != config.vocab_size:
         raise ConversionError(
-            f"The tokenizer {source} has {len(tokenizer)} words, the checkpoint's embeddings have {config.vocab_size}:"
+            f"The tokenizer {source} has {len(tokenizer)} words, the checkpoint has embeddings of {config.vocab_size}:"
             " pass the tokenizer that it was trained with, --tokenizer DIR."
         )
     for name, token in (("pad", "pad"), ("bos", "cls"), ("eos", "sep"), ("mask", "mask")):
         token_id = getattr(tokenizer, f"{token}_token_id")
         if token_id is None:
-            raise ConversionError(f"The tokenizer {source} has no {token} token: it is not that of a BERT.")
+            raise ConversionError(f"The tokenizer {source} has no {token} token: expected a BERT tokenizer.")
         if f"{name}_token_id" not in overrides:
             setattr(config, f"{name}_token_id", token_id)
     tokenizer.model_max_length = config.max_position_embeddings
 
 
 def _generation_config(config: SwinBertConfig, arguments: Mapping[str, Any]) -> GenerationConfig:
-    """Length and beams of the checkpoint's own evaluation. As in the original, a caption always ends with [SEP]."""
+    """Length and beams of the original's evaluation. As there, the last token of a caption is always [SEP]."""
     return GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
@@ -373,10 +337,9 @@ def _generation_config(config: SwinBertConfig, arguments: Mapping[str, Any]) -> 
 
 def _report(
     kind: str,
-    checkpoint: str | Path,
+    checkpoint: Path,
     output: Path,
-    config: SwinBertConfig | VideoSwinConfig,
-    model: PreTrainedModel,
+    model: SwinBertForVideoCaptioning | VideoSwinModel,
     tensors: Tensors,
     mapped: dict[str, str],
     dropped: dict[str, str],
@@ -386,7 +349,7 @@ def _report(
         source=str(checkpoint),
         output=output,
         kind=kind,
-        config=config,
+        config=model.config,
         mapped=mapped,
         dropped=dropped,
         stored_dtypes=dict(Counter(str(tensors[name].dtype).removeprefix("torch.") for name in mapped)),
@@ -396,13 +359,13 @@ def _report(
 
 
 def _training(arguments: Mapping[str, Any]) -> str:
-    """What args.json tells of the training, for the card."""
-    told = [f"- `{name}`: {arguments[name]}" for name in _TRAINING_ARGUMENTS if arguments.get(name) not in (None, "")]
-    return "\n".join(["By its `args.json`:", "", *told] if told else ["Not known: the conversion saw weights only."])
+    """The card's section on training: the arguments that args.json holds."""
+    quoted = [f"- `{name}`: {arguments[name]}" for name in _TRAINING_ARGUMENTS if arguments.get(name) not in (None, "")]
+    return "\n".join(["From its `args.json`:", "", *quoted] if quoted else ["Unknown: there was no args.json."])
 
 
 def _card(report: ConversionReport, config: SwinBertConfig, arguments: Mapping[str, Any]) -> str:
-    """`template.md` for a converted checkpoint, without the paths of the machine that converted it."""
+    """The model card of a converted checkpoint, with file names in the place of full paths."""
     public = replace(
         report,
         source=Path(report.source).name,

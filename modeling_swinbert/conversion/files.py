@@ -1,16 +1,10 @@
-"""Files: a checkpoint -> its tensors, args.json -> a dict, and a folder that is written whole or not at all.
+"""Reading checkpoints and args.json. No code of a checkpoint runs: pickles are loaded with `weights_only=True`."""
 
-Nothing of a checkpoint is ever executed: pickles are read with `weights_only=True`.
-"""
-
-import contextlib
 import json
 import pickle
 import re
-import shutil
-import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +12,30 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from swinbert.utils.text import first_names
+
 Tensors = dict[str, torch.Tensor]
 
-# What training scripts wrap a state dict in: mmaction and timm, DeepSpeed, the original Swin, others.
+# Keys under which training scripts save a state dict: mmaction and timm, DeepSpeed, the original Swin, others.
 _WRAPPERS = ("state_dict", "module", "model", "model_state_dict")
 _REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)|Unsupported class (\S+)|blocklisted module (\S+)")
 
 
 class ConversionError(ValueError):
-    """A checkpoint that cannot be converted: what was expected, what was found, what to do. Nothing is left written."""
+    """A checkpoint cannot be converted; the message says what was expected, what was found and what to do."""
 
 
 def read_state_dict(checkpoint: str | Path) -> Tensors:
     """
-    The tensors of a checkpoint, by their names in it, without ever running code of it.
+    Loads the tensors of a checkpoint, under their original names, without running any code of it.
 
     Args:
         checkpoint: a `torch.save` file (`model.bin`, `.pth`, a DeepSpeed `mp_rank_00_model_states.pt`), a
             `.safetensors` file, or a folder that holds one. Wrappers (`{"state_dict": ...}`, `{"module": ...}`) and a
-            `module.` prefix are taken off.
+            `module.` prefix are removed.
 
     Raises:
-        ConversionError: no such file, not a checkpoint, damaged, or more than tensors in it.
+        ConversionError: the file is missing, damaged or not a checkpoint, or holds other objects than tensors.
     """
     path = find_checkpoint(Path(checkpoint))
     safetensors = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] * (path.suffix == ".safetensors")
@@ -52,11 +48,13 @@ def read_state_dict(checkpoint: str | Path) -> Tensors:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint's file (for safetensors also the folder of its shards); `ConversionError` if there is none."""
+    """The file of a checkpoint, or the folder of its safetensors shards; raises `ConversionError` if there is none."""
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ConversionError(f"No checkpoint at {path}: expected a file such as model.bin, or the folder with it.")
+        raise ConversionError(
+            f"No checkpoint at {path}: expected a file such as model.bin, or the folder that holds it."
+        )
     if list(path.glob("*.safetensors")):
         return path
     for name in ("model.bin", "best-checkpoint/model.bin", "pytorch_model.bin", "mp_rank_00_model_states.pt"):
@@ -64,7 +62,7 @@ def find_checkpoint(path: Path) -> Path:
             return path / name
     found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
     raise ConversionError(
-        f"No checkpoint in the folder {path}: expected model.bin or *.safetensors, found {found}. Name the file itself."
+        f"No checkpoint in the folder {path}: expected model.bin or *.safetensors, found {found}. Pass the file itself."
     )
 
 
@@ -72,15 +70,17 @@ def _load_safetensors(file: Path) -> Tensors:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{file} is truncated or not a safetensors file: {error}. Get it again.") from error
+        raise ConversionError(
+            f"{file} is truncated or not a safetensors file: {error}. Download or copy it again."
+        ) from error
 
 
 def _check_container(path: Path) -> None:
-    """Says what a file is when it is no checkpoint, and whether a zipped one is whole: torch skips the checksums."""
+    """Raises `ConversionError` for a file that is not a checkpoint. Checks archives: torch ignores their checksums."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
-        raise ConversionError(f"{path} is empty: expected a checkpoint. Get it again.")
+        raise ConversionError(f"{path} is empty: expected a checkpoint. Download or copy it again.")
     if head.startswith(b"version https://git-lfs"):
         raise ConversionError(
             f"{path} is a Git LFS pointer, not the checkpoint: run `git lfs pull` where it came from."
@@ -88,11 +88,13 @@ def _check_container(path: Path) -> None:
     if zipfile.is_zipfile(path):
         _check_archive(path)
     elif head.startswith(b"PK"):
-        raise ConversionError(f"{path} is truncated: its end, with the table of contents, is missing. Get it again.")
-    elif head[:1] != b"\x80":  # every pickle of protocol 2 or later begins so
         raise ConversionError(
-            f"{path} is no torch checkpoint: it begins with {head[:24]!r}. If it was downloaded, it may be an error"
-            " page."
+            f"{path} is truncated: its end, with the table of contents, is missing. Download or copy it again."
+        )
+    elif head[:1] != b"\x80":  # the first byte of every pickle of protocol 2 or later
+        raise ConversionError(
+            f"{path} is not a torch checkpoint: it begins with {head[:24]!r}. If it was downloaded, it may be an HTML"
+            " error page."
         )
 
 
@@ -102,37 +104,39 @@ def _check_archive(path: Path) -> None:
             names = archive.namelist()
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
-        raise ConversionError(f"{path} is damaged: {error}. Get it again.") from error
+        raise ConversionError(f"{path} is damaged: {error}. Download or copy it again.") from error
     if not any(name.endswith("data.pkl") for name in names):
         raise ConversionError(
-            f"{path} is an archive ({some(names)}), not a checkpoint: unpack it and name the model.bin in it."
+            f"{path} is an archive ({first_names(names)}), not a checkpoint: unpack it and pass the model.bin in it."
         )
     if damaged:
-        raise ConversionError(f"{path} is damaged: the checksum of {damaged} in it does not match. Get it again.")
+        raise ConversionError(
+            f"{path} is damaged: the checksum of {damaged} in it does not match. Download or copy it again."
+        )
 
 
 def _load_pickle(path: Path) -> Any:
     try:
-        # Memory-mapped: a base checkpoint is 0.9 GB, and half of some files is optimizer state that nobody reads.
+        # Memory-mapped: a base checkpoint has 0.9 GB, and half of some files is optimizer state, which is not needed.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises another type for every kind of damage
+    except Exception as error:  # torch raises different types for different kinds of damage
         refused = _REFUSED.search(str(error))
         if isinstance(error, pickle.UnpicklingError) and refused:
             name = next(group for group in refused.groups() if group)
             raise ConversionError(
-                f"{path} holds more than tensors: unpickling {name} would run code, so the file is not opened. Where"
-                " you trust it, save the tensors alone: torch.save(model.state_dict(), 'model.bin'), or"
-                " torch.save({'state_dict': checkpoint['state_dict']}, 'model.pth') if that object sits beside them."
+                f"{path} holds more than tensors: unpickling {name} would run code, so the file is not loaded. If you"
+                " trust it, save the tensors alone: torch.save(model.state_dict(), 'model.bin'), or, if other objects"
+                " are stored beside them, torch.save({'state_dict': checkpoint['state_dict']}, 'model.pth')."
             ) from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConversionError(
-            f"{path} is truncated, damaged or no torch checkpoint ({reason}). Compare its size with the original's and"
-            " get it again."
+            f"{path} is truncated, damaged or not a torch checkpoint ({reason}). Compare its size with the original's,"
+            " and download or copy it again."
         ) from error
 
 
 def _unwrap(stored: Any, path: Path) -> Tensors:
-    """The state dict inside an object that was saved, without a prefix that a parallel wrapper put on every name."""
+    """The state dict in a saved object, without its wrappers and the `module.` prefix of data-parallel training."""
     while isinstance(stored, Mapping):
         wrapped = next((stored[key] for key in _WRAPPERS if isinstance(stored.get(key), Mapping)), None)
         if wrapped is None:
@@ -140,68 +144,38 @@ def _unwrap(stored: Any, path: Path) -> Tensors:
         stored = wrapped
     if not isinstance(stored, Mapping):
         raise ConversionError(
-            f"{path} holds no state dict: expected names with tensors, found {type(stored).__name__}."
+            f"{path} does not hold a state dict: expected a mapping of names to tensors, found {type(stored).__name__}."
         )
     if not stored or not all(isinstance(value, torch.Tensor) for value in stored.values()):
         other = [str(key) for key, value in stored.items() if not isinstance(value, torch.Tensor)]
         raise ConversionError(
-            f"{path} holds no state dict: expected names with tensors, found {some(other) or 'an empty dict'}."
+            f"{path} does not hold a state dict: expected a mapping of names to tensors, found"
+            f" {first_names(other) or 'an empty mapping'}."
         )
     tensors = dict(stored)
     while all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if empty := [name for name, tensor in tensors.items() if tensor.numel() == 0]:
         raise ConversionError(
-            f"{path} holds tensors without values ({some(empty)}): it is one shard of DeepSpeed ZeRO-3. Join the shards"
-            " with DeepSpeed's zero_to_fp32.py and convert the result."
+            f"{path} holds tensors without values ({first_names(empty)}): it is one shard of DeepSpeed ZeRO-3. Join the"
+            " shards with DeepSpeed's zero_to_fp32.py and convert the result."
         )
     return tensors
 
 
-def some(names: list[str], limit: int = 4) -> str:
-    """The first few of many names, and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def read_args(args: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """
-    The original's `args.json`: a file, or its content.
+    Reads the original's `args.json`, unless it is given as a mapping already.
 
     Raises:
-        ConversionError: no such file, or no JSON object in it.
+        ConversionError: the file is missing or does not hold a JSON object.
     """
     if isinstance(args, Mapping):
         return dict(args)
     try:
         content = json.loads(Path(args).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{args} is not a readable args.json: {error}.") from error
+        raise ConversionError(f"{args} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{args} must hold a JSON object of arguments, found {type(content).__name__}.")
     return content
-
-
-def check_output(output: Path) -> None:
-    """Raises `ConversionError` if something would be overwritten."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not empty: name a new folder, nothing is overwritten.")
-
-
-@contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `output` if the block ends well, and of which nothing is left if it does not."""
-    check_output(output)
-    made = [parent for parent in output.absolute().parents if not parent.exists()]
-    staging = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        if output.exists():
-            output.rmdir()
-        staging.rename(output)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise

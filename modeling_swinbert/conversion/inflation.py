@@ -1,7 +1,7 @@
-"""Inflation: a Swin trained on images becomes a Video Swin that sees a still clip as that image.
+"""Inflation of a 2D Swin to a Video Swin whose features of a still clip equal those of the image.
 
-As in the Video Swin code: the patch embedding is spread evenly over the frames of a patch, and the bias of two
-positions is the same however far apart in time they are.
+As in Liu et al., "Video Swin Transformer", CVPR 2022, section 3.4, and its code: the patch embedding is divided by the
+number of frames of a patch and repeated for each, and the relative position bias is repeated for each distance in time.
 """
 
 import math
@@ -20,11 +20,15 @@ _PATCH_LENGTH, _WINDOW_LENGTH = 2, 8  # of every released Video Swin
 
 def inflate(tensors: Tensors, overrides: Mapping[str, Any] | None = None) -> tuple[Tensors, VideoSwinConfig, list[str]]:
     """
-    Weights of a 2D Swin (our names) -> those of a Video Swin, its configuration, and what had to be assumed.
+    Inflates the weights of a 2D Swin.
 
     Args:
-        overrides: fields of the configuration; `window_size` and `patch_size` decide what is inflated to. By default
-            patches of 2 frames and windows of 8 x S x S, with S the side of the 2D windows.
+        tensors: the weights under our names.
+        overrides: fields of the configuration. `window_size` and `patch_size` set the size in time; by default patches
+            have 2 frames and windows are 8 x S x S, where S is the side of the 2D windows.
+
+    Returns:
+        The weights of a Video Swin, its configuration, and notes on what was assumed.
 
     Raises:
         ConversionError: a window is not square, or a tensor is missing.
@@ -32,8 +36,8 @@ def inflate(tensors: Tensors, overrides: Mapping[str, Any] | None = None) -> tup
     overrides = dict(overrides or {})
     sides = {name: _side(tensor.shape[0], name) for name, tensor in tensors.items() if name.endswith(_TABLE)}
     if not sides:
-        raise ConversionError(f"The checkpoint lacks every {_TABLE}: it is no Swin with relative position biases.")
-    # A stage whose feature map is smaller than the window has a smaller table in some codes.
+        raise ConversionError(f"The checkpoint has no {_TABLE}: expected a Swin with relative position biases.")
+    # In some implementations, a stage whose feature map is smaller than the window has a smaller table.
     window = overrides.setdefault("window_size", [_WINDOW_LENGTH, max(sides.values()), max(sides.values())])
     patch_length = overrides["patch_size"][0] if "patch_size" in overrides else _PATCH_LENGTH
 
@@ -56,10 +60,10 @@ def inflate(tensors: Tensors, overrides: Mapping[str, Any] | None = None) -> tup
 
 
 def _side(rows: int, name: str) -> int:
-    """Side S of a square window with (2S - 1)^2 relative positions."""
+    """The side S of a square window with (2S - 1)^2 relative positions."""
     positions = math.isqrt(rows)
     if positions**2 != rows or positions % 2 == 0:
         raise ConversionError(
-            f"{name} has {rows} rows, which is no (2S - 1)^2: only square 2D windows can be inflated."
+            f"{name} has {rows} rows, which is not (2S - 1)^2 for any S: only square 2D windows can be inflated."
         )
     return (positions + 1) // 2

@@ -1,11 +1,12 @@
-"""Names: which kind of checkpoint a state dict is, and our name of every tensor in it."""
+"""The kind of a checkpoint, and our name of every tensor in it."""
 
 import re
 from collections.abc import Iterable, Mapping
 
 import torch
 
-from swinbert.conversion.files import ConversionError, some
+from swinbert.conversion.files import ConversionError
+from swinbert.utils.text import first_names
 
 KINDS = {
     "swinbert": "a SwinBERT checkpoint",
@@ -17,16 +18,16 @@ KINDS = {
     "unknown": "an unknown architecture",
 }
 
-# (pattern, our name) where a tensor is mapped, (pattern, reason) where it is dropped; the first full match decides.
+# Pairs of a pattern and our name (mapped tensors) or the reason (dropped tensors); the first full match counts.
 Rules = list[tuple[str, str]]
 _POSITION_INDEX = (r".*\.relative_position_index", "relative_position_index: follows from the window size")
-_STAGES = range(8)  # more than any Swin has
+_STAGES = range(8)  # an upper bound
 
 _DROPPED: dict[str, Rules] = {
     "swinbert": [
         _POSITION_INDEX,
-        (r"trans_encoder\.bert\.pooler\..*", "pooler: captioning never uses it"),
-        (r"trans_encoder\.cls_img_feat\..*", "cls_img_feat: head of a pre-training task, captioning never uses it"),
+        (r"trans_encoder\.bert\.pooler\..*", "pooler: not used for captioning"),
+        (r"trans_encoder\.cls_img_feat\..*", "cls_img_feat: head of a pre-training task, not used for captioning"),
     ],
     "video_swin": [_POSITION_INDEX, (r"cls_head\..*", "cls_head: classification head, not part of the backbone")],
     "torchvision": [_POSITION_INDEX, (r"head\..*", "head: classification head, not part of the backbone")],
@@ -48,7 +49,7 @@ _MAPPED: dict[str, Rules] = {
     ],
     "video_swin": [(r"(?:backbone\.)?((?:patch_embed|layers|norm)\..*)", r"\1")],
     "torchvision": [
-        # features.0, .2, .4 ... are stages; .1, .3 ... the patch mergings after them.
+        # features.0, .2, .4, ... are stages; .1, .3, ... are the patch mergings after them.
         *((rf"features\.{2 * s}\.(\d+)\.mlp\.0\.(.*)", rf"layers.{s}.blocks.\1.mlp.fc1.\2") for s in _STAGES),
         *((rf"features\.{2 * s}\.(\d+)\.mlp\.3\.(.*)", rf"layers.{s}.blocks.\1.mlp.fc2.\2") for s in _STAGES),
         *((rf"features\.{2 * s}\.(\d+)\.(.*)", rf"layers.{s}.blocks.\1.\2") for s in _STAGES),
@@ -62,7 +63,7 @@ _TIMM_DOWNSAMPLE = [(rf"layers\.{s + 1}\.downsample\.(.*)", rf"layers.{s}.downsa
 
 
 def identify(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Which of `KINDS` a state dict is, by its names and the rank of its patch embedding."""
+    """The key of `KINDS` for a state dict, by its names and the rank of its patch embedding."""
     if any(name.startswith("model.video_encoder.") for name in tensors):
         return "converted"
     if {"swin", "trans_encoder"} <= {name.split(".")[0] for name in tensors}:
@@ -78,11 +79,11 @@ def identify(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def expect_kind(tensors: Mapping[str, torch.Tensor], source: object, *expected: str) -> str:
-    """The kind of a state dict; `ConversionError` if it is none of `expected`."""
+    """The kind of a state dict; raises `ConversionError` if it is not one of `expected`."""
     kind = identify(tensors)
     if kind not in expected:
         raise ConversionError(
-            f"{source} is {KINDS[kind]} (it holds {some(list(tensors), 3)}); expected"
+            f"{source} is {KINDS[kind]} (with the tensors {first_names(list(tensors), 3)}); expected"
             f" {' or '.join(KINDS[name] for name in expected)}."
         )
     return kind
@@ -90,10 +91,10 @@ def expect_kind(tensors: Mapping[str, torch.Tensor], source: object, *expected: 
 
 def map_names(names: Iterable[str], kind: str) -> tuple[dict[str, str], dict[str, str]]:
     """
-    Our name of every tensor of a checkpoint of this kind, and the reason of every one that is dropped.
+    Sorts the tensors of a checkpoint into original name -> our name, and original name -> the reason for dropping it.
 
     Raises:
-        ConversionError: a name is neither.
+        ConversionError: a name matches no rule.
     """
     names = list(names)
     rules = _MAPPED[kind]
@@ -111,7 +112,7 @@ def map_names(names: Iterable[str], kind: str) -> tuple[dict[str, str], dict[str
             unknown.append(name)
     if unknown:
         raise ConversionError(
-            f"{len(unknown)} of {len(names)} tensors have no place in {KINDS[kind]}: {some(unknown)}. This is a variant"
-            " of the model; without knowing what they do it cannot be converted."
+            f"{len(unknown)} of {len(names)} tensors do not belong to {KINDS[kind]}: {first_names(unknown)}. This is a"
+            " variant of the model that is not supported."
         )
     return mapped, dropped

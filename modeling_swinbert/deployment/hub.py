@@ -1,7 +1,10 @@
-"""A saved captioner -> a repository of the Hub that is complete, and holds nothing that could run when it is read."""
+"""Pushing a saved captioner to the Hub: complete with its code, and without pickles."""
 
+import contextlib
 import json
 import pickletools
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,40 +14,43 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
+from transformers import pipeline
 
 import swinbert.processing
 from swinbert.configuration_swinbert import SwinBertConfig
 from swinbert.model_cards import captioner_card
 
-# Left where they are, as `Trainer` does: hidden files, what a run writes beside its model, checkpoints to go on from.
+# Not uploaded, as in `Trainer`: hidden files, temporary folders of a run, and checkpoints for resuming.
 NOT_PUSHED = [".*", "_*", "checkpoint-*"]
-# What a former push may have left, and would be read together with the new: shards, and code.
+# Deleted from the repository where the new commit lacks them: old shards and code would be loaded with the new files.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json", "*_swinbert.py"]
-_PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
+_PICKLE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 class PushError(ValueError):
-    """A folder that is not pushed, or a push that failed: what is wrong, and what to do."""
+    """A folder cannot be pushed, or the push failed; the message says why and how to fix it."""
 
 
 def push(
     folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None
 ) -> tuple[CommitInfo, bool]:
     """
-    Checks a folder and uploads it; what has not changed is not uploaded again, and an interrupted push goes on.
+    Checks a folder and uploads it. Files that the repository already has are not uploaded again, so repeating an
+    interrupted push uploads the rest.
 
     Args:
-        folder: what `save_pretrained` of a pipeline, `swinbert train` or `swinbert convert` wrote, or an adapter of
-            `peft`. If it has no README.md, it gets one: `template.md`, filled in from the configuration.
-        repo_id: "OWNER/NAME"; made if it does not exist.
-        private: to make it private, and to push to none that exists and is public.
-        revision: branch, made if it does not exist; by default main.
+        folder: what `save_pretrained` of the pipeline, `swinbert train` or `swinbert convert` wrote, or a `peft`
+            adapter. A folder without README.md gets one, generated from the configuration. A folder without any code,
+            such as the bundled model, is uploaded with the code of this package, and is not changed itself.
+        repo_id: "OWNER/NAME"; created if it does not exist.
+        private: create the repository as private; refuse to push to an existing public one.
+        revision: the branch, created if it does not exist; main by default.
 
     Returns:
-        The commit, and whether a README.md was written.
+        The commit, and whether a README.md was written to the folder.
 
     Raises:
-        PushError: the folder is not complete or holds a pickle; or the Hub refused.
+        PushError: the folder is incomplete or holds a pickle, or the Hub refused the upload.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -58,17 +64,35 @@ def push(
             raise PushError("it exists and is public; make it private on the Hub, or leave out --private.")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            commit_message="Push with swinbert",
-            ignore_patterns=list(NOT_PUSHED),
-            delete_patterns=_REPLACED,
-        )
+        with _folder_with_code(folder) as complete:
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=complete,
+                revision=revision,
+                commit_message="Push with swinbert",
+                ignore_patterns=list(NOT_PUSHED),
+                delete_patterns=_REPLACED,
+            )
     except Exception as error:
         raise PushError(f"{folder} is not, or not wholly, pushed to {repo_id}: {_reason(error)}") from error
     return commit, wrote_card
+
+
+@contextlib.contextmanager
+def _folder_with_code(folder: Path) -> Iterator[Path]:
+    """The folder itself, or a temporary copy with the code of this package if it holds a model without code."""
+    if not (folder / "config.json").is_file() or _has_code(folder, _read_json(folder / "config.json")):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = shutil.copytree(folder, Path(temporary, "model"), ignore=shutil.ignore_patterns(*NOT_PUSHED))
+        pipeline("video-captioning", model=str(folder), device="cpu").save_pretrained(copy)
+        yield copy
+
+
+def _has_code(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether a model's folder holds or names any code."""
+    return any(folder.glob("*_swinbert.py")) or any(config.get(key) for key in ("auto_map", "custom_pipelines"))
 
 
 def _reason(error: Exception) -> str:
@@ -79,57 +103,61 @@ def _reason(error: Exception) -> str:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
         return (
-            "the Hub does not let you write there. Log in by `hf auth login`, or set HF_TOKEN, with a token that may"
-            f" write to repositories of that owner. ({str(error).splitlines()[0]})"
+            "the Hub does not let you write there. Run `hf auth login`, or set HF_TOKEN, with a token that may write"
+            f" to repositories of that owner. ({str(error).splitlines()[0]})"
         )
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     first = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
-    return f"{str(error).splitlines()[0]} ({first}). The same command goes on with what is missing."
+    return f"{str(error).splitlines()[0]} ({first}). Run the same command again to upload the rest."
 
 
 def check_folder(folder: Path) -> None:
     """
+    Checks that a folder holds a complete SwinBERT captioner, or a `peft` adapter, and no pickle.
+
     Raises:
-        PushError: it names all that is missing, damaged or must not be pushed, and how to mend it.
+        PushError: names every file that is missing, damaged or must not be pushed, and says how to fix it.
     """
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            _refuse(folder, [*_problems_of_adapter(folder), *_pickles(folder)])
+            _raise_problems(folder, [*_adapter_problems(folder), *_pickle_problems(folder)])
             return
-        raise PushError(f"{folder} is no folder of a model: it has no config.json. Name what `save_pretrained` wrote.")
+        raise PushError(
+            f"{folder} is not a model folder: it has no config.json. Name a folder that `save_pretrained` wrote."
+        )
     config = _read_json(folder / "config.json")
     if config.get("model_type") != "swinbert":
         raise PushError(
             f"{folder} holds a {config.get('model_type')!r} model; expected 'swinbert'. `hf upload` pushes any folder."
         )
-    problems = [*_problems_of_weights(folder), *_problems_of_processor(folder)]
-    if of_code := list(_problems_of_code(folder, config)):
-        problems += of_code
+    problems = [*_weight_problems(folder), *_processor_problems(folder)]
+    if _has_code(folder, config) and (code_problems := list(_code_problems(folder, config))):
+        problems += code_problems
         problems.append(
-            "code, and what names it, is written again, with this package imported, by"
+            "to write code, `auto_map` and `custom_pipelines` again, run, with `import swinbert`,"
             f" pipeline('video-captioning', model='{folder}').save_pretrained('{folder}')"
         )
-    _refuse(folder, [*problems, *_pickles(folder)])
+    _raise_problems(folder, [*problems, *_pickle_problems(folder)])
 
 
-def _refuse(folder: Path, problems: list[str]) -> None:
+def _raise_problems(folder: Path, problems: list[str]) -> None:
     if problems:
         raise PushError("\n  - ".join([f"{folder} is not pushed:", *problems]))
 
 
-def _problems_of_adapter(folder: Path) -> Iterator[str]:
-    yield from _problems_of_weights(folder, "adapter_model.safetensors")
+def _adapter_problems(folder: Path) -> Iterator[str]:
+    yield from _weight_problems(folder, "adapter_model.safetensors")
     base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base, str) or Path(base).exists():
         yield (
-            f"adapter_config.json says that it adapts {base}, which is no model of the Hub: push that one, and write"
-            " its ORG/NAME there as base_model_name_or_path."
+            f"adapter_config.json names {base} as base_model_name_or_path, which is not a model on the Hub: push that"
+            " model, and write its ORG/NAME there."
         )
 
 
-def _problems_of_weights(folder: Path, name: str = "model.safetensors") -> Iterator[str]:
+def _weight_problems(folder: Path, name: str = "model.safetensors") -> Iterator[str]:
     index = folder / f"{name}.index.json"
     names = sorted(set(_read_json(index).get("weight_map", {}).values())) if index.is_file() else [name]
     for name in names:
@@ -140,23 +168,23 @@ def _problems_of_weights(folder: Path, name: str = "model.safetensors") -> Itera
             with safe_open(folder / name, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            yield f"{name} is truncated or no safetensors file ({error}). Save the model again."
+            yield f"{name} is truncated or not a safetensors file ({error}). Save the model again."
 
 
-def _problems_of_processor(folder: Path) -> Iterator[str]:
+def _processor_problems(folder: Path) -> Iterator[str]:
     needed = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
     if missing := [name for name in needed if not (folder / name).is_file()]:
         yield (
-            f"{', '.join(missing)} missing: the processor. Save the one that the model was trained with there:"
+            f"{', '.join(missing)} missing: the processor. Save the one that the model was trained with:"
             f" AutoProcessor.from_pretrained(...).save_pretrained('{folder}')"
         )
     if not (folder / "generation_config.json").is_file():
         yield f"generation_config.json is missing: model.generation_config.save_pretrained('{folder}') writes it."
 
 
-def _problems_of_code(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+def _code_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
     if missing := [name for name in shipped_modules() if not (folder / name).is_file()]:
-        yield f"{', '.join(missing)} missing: the code by which it works where this package is not installed."
+        yield f"{', '.join(missing)} missing: the code that the model needs where this package is not installed."
     pipelines = {task: pipeline.get("impl", "") for task, pipeline in (config.get("custom_pipelines") or {}).items()}
     references = {**(config.get("auto_map") or {}), **pipelines}
     needed = ["AutoConfig", "AutoModel", "AutoModelForImageTextToText", "video-captioning"]
@@ -164,26 +192,26 @@ def _problems_of_code(folder: Path, config: dict[str, Any]) -> Iterator[str]:
         references |= _read_json(folder / "processor_config.json").get("auto_map") or {}
         needed.append("AutoProcessor")
     if unnamed := [name for name in needed if name not in references]:
-        yield f"where the code of {', '.join(unnamed)} is, is not said (`auto_map`, `custom_pipelines`)."
+        yield f"`auto_map` and `custom_pipelines` do not name the code of {', '.join(unnamed)}."
     if elsewhere := sorted({reference for reference in references.values() if "--" in reference}):
-        yield f"code is taken from another repository: {', '.join(elsewhere)}."
+        yield f"`auto_map` or `custom_pipelines` take code from another repository: {', '.join(elsewhere)}."
 
 
 def shipped_modules() -> list[str]:
-    """Names of the files of this package that belong into every repository."""
+    """Names of the code files that every saved model holds."""
     folders = {Path(str(module.__file__)).parent for module in (swinbert, swinbert.processing)}
     return sorted(file.name for folder in folders for file in folder.glob("*_swinbert.py"))
 
 
-def _pickles(folder: Path) -> Iterator[str]:
+def _pickle_problems(folder: Path) -> Iterator[str]:
     names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
     for name in filter_repo_objects(names, ignore_patterns=NOT_PUSHED):
-        if Path(name).suffix in _PICKLES or _is_pickle(folder / name):
-            yield f"{name} is a pickle, which can run code where it is read: delete it, or move it away."
+        if Path(name).suffix in _PICKLE_SUFFIXES or _is_pickle(folder / name):
+            yield f"{name} is a pickle, which can run code when it is loaded: delete it, or move it away."
 
 
 def _is_pickle(file: Path) -> bool:
-    """Whether it is one whatever its name: a pickle of protocol 2 or later, or an archive of `torch.save`."""
+    """Whether the content is a pickle (protocol 2 or later) or an archive of `torch.save`, whatever the file's name."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             return any(name.endswith(".pkl") for name in archive.namelist())
@@ -198,7 +226,7 @@ def _is_pickle(file: Path) -> bool:
 
 
 def _card(folder: Path, name: str) -> str:
-    """What can be told of a model from its folder alone."""
+    """A first model card, with what the folder tells."""
     base, kind = None, "model"
     if not (folder / "config.json").is_file():
         base, kind = _read_json(folder / "adapter_config.json")["base_model_name_or_path"], "adapter"
@@ -207,9 +235,9 @@ def _card(folder: Path, name: str) -> str:
         title=name,
         base_model=base,
         summary=f"A SwinBERT {kind}. It describes a short clip in one sentence.",
-        training="Not told yet: the data, and how the model was trained on it.",
-        evaluation="Not measured yet. `swinbert evaluate` gives scores, and with them all that decides them.",
-        provenance="Not told yet: who trained the model, on what it builds, and its licence.",
+        training="Not described yet: the training data and procedure.",
+        evaluation="Not measured yet. `swinbert evaluate` measures scores and records the settings that decide them.",
+        provenance="Not described yet: who trained the model, what it was initialised from, and its licence.",
     )
 
 

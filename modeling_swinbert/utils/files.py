@@ -1,12 +1,15 @@
 """Atomic writes, and locks that keep other processes away from a file."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 try:
@@ -82,3 +85,62 @@ def _lock(opened: Any) -> bool:
     except OSError:  # a file system without locks
         return False
     return True
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raises `FileExistsError` if there is a file at `folder`, or a folder that is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty: name a new folder, or empty this one.")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """
+    Creates a folder with its content in one step: `folder` is written completely or not at all.
+
+    Yields:
+        A temporary folder beside `folder`. It is renamed to `folder` at the end of the block, or deleted, with any
+        parents that were created for it, if the block raises.
+
+    Raises:
+        FileExistsError: `folder` exists and is not empty.
+    """
+    check_new_folder(folder)
+    new_parents = [parent for parent in folder.absolute().parents if not parent.exists()]
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new_parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def inner_path(name: str) -> str | None:
+    """A relative path with forward slashes, or `None` if `name` is empty, absolute or leads out of its folder."""
+    path = PureWindowsPath(name)  # understands both kinds of slash, and drive letters
+    if path.anchor or ".." in path.parts or "\0" in name or not path.name:
+        return None
+    return path.as_posix()
+
+
+def duplicate_files(files: Iterable[Path]) -> dict[Path, Path]:
+    """Maps each file that equals an earlier one, byte for byte, to the first such file."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for file in files:
+        by_size[file.stat().st_size].append(file)
+    first: dict[bytes, Path] = {}
+    duplicates = {}
+    for same_size in by_size.values():
+        for file in same_size if len(same_size) > 1 else ():
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "blake2b").digest()
+            if (earlier := first.setdefault(digest, file)) is not file:
+                duplicates[file] = earlier
+    return duplicates

@@ -29,11 +29,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from swinbert.processing import VideoDecodeError, decode_video
+from swinbert.processing.clip_reading_swinbert import available_cores
 from swinbert.training.data.sources import clip_name, clip_source, load_splits, no_split
-from swinbert.training.prepare.videos import progress, same_content
+from swinbert.training.splits import spans_overlap
 from swinbert.training.tokenization import build_tokenizer
-from swinbert.utils.cores import available_cores
-from swinbert.utils.files import write_json
+from swinbert.utils.files import duplicate_files, write_json
+from swinbert.utils.progress import progress
 
 # Problems that stop training or evaluation.
 BREAKING = {
@@ -251,7 +252,7 @@ def _run(
 ) -> Iterator[tuple[_Task, _Check]]:
     """Checks of all tasks, in the order in which they finish. A clip that kills its process is reported as such."""
     if workers is None:
-        workers = min(len(available_cores()), len(tasks))
+        workers = min(available_cores(), len(tasks))
     if not workers:
         _set_splits(splits)
         yield from ((task, _check(*task)) for task in tasks)
@@ -443,7 +444,7 @@ def _find_leaks(report: Report, splits: dict[str, datasets.Dataset], checks: dic
         return
     identities = {check.identity for found in checks.values() for check in found.values() if check.identity}
     files = [Path(each) for each in identities if os.path.isfile(each)]
-    same = {str(file): str(earlier) for file, earlier in same_content(files).items()}
+    same = {str(file): str(earlier) for file, earlier in duplicate_files(files).items()}
     by_source: dict[tuple[str, str], list[tuple[str, int, float | None, float | None]]] = defaultdict(list)
     by_captions: dict[frozenset[str], list[tuple[str, int]]] = defaultdict(list)
     for split, clips in splits.items():
@@ -463,7 +464,7 @@ def _find_leaks(report: Report, splits: dict[str, datasets.Dataset], checks: dic
         if len({split for split, *_ in clips}) > 1:
             for split, number, start, end in clips:
                 elsewhere = [other for other in clips if other[0] != split]
-                overlapping = [other for other in elsewhere if _overlap(start, end, *other[2:])]
+                overlapping = [other for other in elsewhere if spans_overlap(start, end, *other[2:])]
                 kind = "in two splits" if overlapping else "source in two splits"
                 if leaks.get((split, number), ("",))[0] != "in two splits":
                     leaks[split, number] = kind, _described(splits, *(overlapping or elsewhere)[0][:2])
@@ -480,11 +481,6 @@ _COMPARED = ("video_id", "start", "end", "captions")
 
 def _described(splits: dict[str, datasets.Dataset], split: str, number: int) -> str:
     return f"{clip_name(splits[split][number])} of {split}"
-
-
-def _overlap(start: float | None, end: float | None, other_start: float | None, other_end: float | None) -> bool:
-    ends = [float("inf") if each is None else each for each in (end, other_end)]
-    return max(start or 0, other_start or 0) < min(ends)
 
 
 # --- The image --------------------------------------------------------------------------------------------------------

@@ -28,14 +28,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from swinbert.processing import VIDEO_SUFFIXES
-from swinbert.training.prepare.documents import inner_path
+from swinbert.training.splits import SPLIT_WORDS, splits_in_name
+from swinbert.utils.files import inner_path
 from swinbert.utils.text import first_names
 
-_SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 # Shards of a split, as `datasets` names them.
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
 # Columns by which `clip_source` finds a video in a tar; a source must not set them itself.
@@ -323,9 +319,8 @@ def _split_of(path: Path) -> str:
     """The split in the name of a file or of a folder above it; by default `train`."""
     for part in (path.stem, *path.parts[-2::-1]):
         if match := _SHARD.fullmatch(part):
-            return _SPLIT_WORDS.get(match["split"], match["split"])
-        found = [_SPLIT_WORDS[word] for word in re.split(r"[\W\d_]+", part.lower()) if word in _SPLIT_WORDS]
-        if found:
+            return SPLIT_WORDS.get(match["split"], match["split"])
+        if found := splits_in_name(part):
             return found[0]
     return "train"
 

@@ -1,12 +1,12 @@
-"""Scores of captions, equal to those of the COCO caption tools.
+"""Scores of captions, equal to those of the COCO caption tools (`pycocoevalcap`).
 
     from swinbert.training.metrics import score
 
     scores = score({"a.mp4": "a man rides a horse"}, {"a.mp4": ["a man is riding a horse", "someone rides a horse"]})
     scores["corpus"]["CIDEr"], scores["clips"]["a.mp4"]["CIDEr"]
 
-`scoring` checks and scores; `ptb_tokenizer` makes tokens, `ngrams` and `java_metrics` numbers;
-`evaluate_modules` holds the metrics for the `evaluate` library.
+`scoring` holds `score`; `ptb_tokenizer` tokenises; `ngrams` computes BLEU, ROUGE-L and CIDEr-D; `java_metrics` runs
+METEOR and SPICE; `evaluate_modules` holds the metrics for the `evaluate` library.
 """
 
 from pathlib import Path
@@ -30,10 +30,10 @@ __all__ = [
 
 
 def evaluate_path(metric: str) -> str:
-    """What `evaluate.load` takes to load one of `METRICS`, offline.
+    """The path to pass to `evaluate.load` to load one of `METRICS`, offline.
 
     Raises:
-        ValueError: there is no such metric.
+        ValueError: the metric is not a key of `METRICS`.
     """
     if metric not in METRICS:
         raise ValueError(f"Expected one of the metrics {', '.join(METRICS)}, found {metric!r}.")

@@ -1,4 +1,4 @@
-"""METEOR and SPICE: Java programs that come with `pycocoevalcap`, started when they are asked for."""
+"""METEOR and SPICE, by the Java programs of their authors that come with `pycocoevalcap`."""
 
 import contextlib
 import os
@@ -10,21 +10,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-# Lines that METEOR's program is sent at once: few enough that its answers to them never fill its pipe.
-_LINES_AT_ONCE = 100
-# What parts texts, and lines, there.
+# Lines sent to METEOR's program at a time: so few that its answers never fill the pipe.
+_LINES_PER_WRITE = 100
+# Separators of texts and of lines in the protocol of that program.
 _SEPARATOR = re.compile(r"\|{3,}|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
 class MissingTool(RuntimeError):
-    """A metric needs something that is not installed; the message says what, and how to get it."""
+    """A requirement of a metric is not installed; the message says which, and how to install it."""
 
 
 def check_tools(metrics: Iterable[str]) -> None:
     """
-    Whether all is there that METEOR and SPICE need, if they are among the metrics; starts nothing.
+    Checks the requirements of METEOR and SPICE, if they are among the metrics, without starting anything.
 
     Raises:
         MissingTool: pycocoevalcap, Java or the parser that SPICE needs is missing.
@@ -36,34 +36,34 @@ def check_tools(metrics: Iterable[str]) -> None:
         folder = _coco_tools("SPICE") / "spice" / "lib"
         if missing := [name for name in SPICE_MODELS if not (folder / name).exists()]:
             raise MissingTool(
-                f"SPICE needs the parser Stanford CoreNLP 3.6.0, several hundred MB that are downloaded once, by "
-                f"`python -m pycocoevalcap.spice.get_stanford_models` (not found: {', '.join(missing)} in {folder})."
-                " The other metrics do without: leave this one out to score with them."
+                f"SPICE needs the parser Stanford CoreNLP 3.6.0 (not found: {', '.join(missing)} in {folder}). Run"
+                " `python -m pycocoevalcap.spice.get_stanford_models`, which downloads several hundred MB once, or"
+                " leave this metric out."
             )
 
 
 def _coco_tools(metric: str) -> Path:
-    """Folder of pycocoevalcap."""
-    without = "BLEU, ROUGE-L, CIDEr and CIDEr-D need neither: leave this metric out to score with those."
+    """The folder of pycocoevalcap; raises `MissingTool` without it or without Java."""
+    alternative = "BLEU, ROUGE-L, CIDEr and CIDEr-D need neither: leave this metric out to compute those."
     package = find_spec("pycocoevalcap")
     if package is None or not package.submodule_search_locations:
-        raise MissingTool(f'{metric} needs pycocoevalcap: pip install "swinbert[metrics]" (and Java). {without}')
+        raise MissingTool(f'{metric} needs pycocoevalcap: pip install "swinbert[metrics]" (and Java). {alternative}')
     if shutil.which("java") is None:
         raise MissingTool(
-            f"{metric} is a Java program, and no `java` is on the PATH: install a Java runtime, on Debian and Ubuntu "
-            f"by `apt install default-jre-headless`. {without}"
+            f"{metric} is a Java program, but there is no `java` on the PATH: install a Java runtime, on Debian and "
+            f"Ubuntu by `apt install default-jre-headless`. {alternative}"
         )
     return Path(next(iter(package.submodule_search_locations)))
 
 
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """METEOR 1.5 of the corpus and of each candidate; starting the program takes some seconds.
+    """METEOR 1.5 of the corpus and of each candidate, equal to `Meteor()` of pycocoevalcap. Starting takes seconds.
 
     Denkowski and Lavie, "Meteor Universal: Language Specific Translation Evaluation for Any Target Language", 2014.
 
     Raises:
         MissingTool: pycocoevalcap or Java is missing.
-        RuntimeError: the program ended early.
+        RuntimeError: the program ended or gave no number.
     """
     folder = _coco_tools("METEOR") / "meteor"
     command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", "meteor-1.5.jar"]
@@ -72,7 +72,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
         subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, "LC_ALL": "C"},  # numbers with a point
+            env={**os.environ, "LC_ALL": "C"},  # decimal points in the output
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -80,24 +80,26 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
         ) as process,
         contextlib.ExitStack() as stack,
     ):
-        stack.callback(process.kill)  # also when something fails in between
+        stack.callback(process.kill)  # also after an error in this block
         assert process.stdin is not None and process.stdout is not None
-        lines = [_line("SCORE", *others, text) for text, others in zip(candidates, references, strict=True)]
+        lines = [
+            _line("SCORE", *its_references, text) for text, its_references in zip(candidates, references, strict=True)
+        ]
         try:
             statistics = []
-            for first in range(0, len(lines), _LINES_AT_ONCE):
-                some = lines[first : first + _LINES_AT_ONCE]
-                _write(process.stdin, some)
-                statistics += [process.stdout.readline().strip() for _ in some]
+            for first in range(0, len(lines), _LINES_PER_WRITE):
+                batch = lines[first : first + _LINES_PER_WRITE]
+                _write(process.stdin, batch)
+                statistics += [process.stdout.readline().strip() for _ in batch]
             _write(process.stdin, [_line("EVAL", *statistics)])
             scores = [float(process.stdout.readline()) for _ in statistics]
             return float(process.stdout.readline()), scores
         except (OSError, ValueError) as error:
-            with contextlib.suppress(OSError):  # what could not be written is flushed once more
+            with contextlib.suppress(OSError):  # closing flushes again what could not be written
                 process.stdin.close()
             raise RuntimeError(
-                "METEOR's Java program gave no score. Does it start here, in "
-                f"{folder}: `java -Xmx2G -jar meteor-1.5.jar`? ({error})"
+                f"METEOR's Java program gave no score ({error}). Check that `java -Xmx2G -jar meteor-1.5.jar` starts"
+                f" in {folder}."
             ) from error
 
 
@@ -111,7 +113,7 @@ def _write(stream: IO[str], lines: Sequence[str]) -> None:
 
 
 def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """SPICE of the corpus and of each candidate; takes up to 8 GB of memory.
+    """SPICE of the corpus and of each candidate, by `Spice()` of pycocoevalcap. Takes up to 8 GB of memory.
 
     Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation", ECCV 2016.
 
@@ -129,6 +131,6 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tup
             )
         except (OSError, subprocess.CalledProcessError) as error:
             raise RuntimeError(
-                f"SPICE's Java program failed; it is made for Java 8 and wants 8 GB. ({error})"
+                f"SPICE's Java program failed ({error}). It is made for Java 8 and needs 8 GB of memory."
             ) from error
     return float(corpus), [float(score["All"]["f"]) for score in scores]

@@ -1,7 +1,8 @@
-"""BLEU, ROUGE-L and CIDEr-D of tokenised captions, with the constants of the COCO caption tools.
+"""BLEU, ROUGE-L and CIDEr-D of tokenised captions, as in the COCO caption tools.
 
-A tokenised caption is a string of tokens with single spaces between them, as `ptb_tokenize` makes it. Candidates and
-their lists of references come in the same order.
+The reference implementations are `bleu/bleu_scorer.py`, `rouge/rouge.py` and `cider/cider_scorer.py` of pycocoevalcap
+1.2. A tokenised caption is a string of tokens separated by single spaces, as `ptb_tokenize` returns it. Candidates and
+their lists of references are in the same order.
 """
 
 import math
@@ -13,7 +14,7 @@ NGram = tuple[str, ...]
 
 
 def ngrams(caption: str) -> Counter[NGram]:
-    """How often each n-gram of 1 to 4 tokens occurs."""
+    """Counts the n-grams of 1 to 4 tokens."""
     tokens = caption.split()
     return Counter(tuple(tokens[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(tokens) - n + 1))
 
@@ -21,9 +22,10 @@ def ngrams(caption: str) -> Counter[NGram]:
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[float], list[list[float]]]:
     """BLEU-1 to BLEU-4 of the corpus, (4,), and of each candidate, (candidates, 4).
 
-    Papineni et al., "BLEU: a Method for Automatic Evaluation of Machine Translation", ACL 2002: clipped precisions
-    (section 2.1), and the brevity penalty on the reference length closest to the candidate's, the shorter of two (2.2).
-    As in the COCO tools a precision of zero is a tiny number, so that the product goes on.
+    Papineni et al., "BLEU: a Method for Automatic Evaluation of Machine Translation", ACL 2002: modified n-gram
+    precision (section 2.1), and the brevity penalty (section 2.2) for the reference length closest to the candidate's,
+    of two equally close ones the shorter. Equal to `Bleu(4)` of pycocoevalcap, which adds a tiny number to each
+    precision, so that a precision of 0 does not make the product 0.
     """
     statistics = []
     for candidate, its_references in zip(candidates, references, strict=True):
@@ -54,14 +56,14 @@ def _bleu(statistics: Sequence[int]) -> list[float]:
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]], beta: float = 1.2) -> list[float]:
-    """ROUGE-L of each candidate, the F-measure of longest common subsequences; that of the corpus is their mean.
+    """ROUGE-L of each candidate: the F-measure of the longest common subsequence. The corpus score is the mean.
 
-    Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, equations 2 to 4, with the best precision and
-    the best recall over the references, as in the COCO tools.
+    Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, equations 2 to 4. Equal to `Rouge()` of
+    pycocoevalcap, which combines the best precision and the best recall over the references.
     """
     scores = []
     for candidate, its_references in zip(candidates, references, strict=True):
-        # Not split(): here an empty caption is one, empty, token.
+        # Not split(): the reference implementation counts an empty caption as one empty token.
         tokens, reference_tokens = candidate.split(" "), [reference.split(" ") for reference in its_references]
         common = [_common_subsequence(tokens, other) for other in reference_tokens]
         precision = max(length / len(tokens) for length in common)
@@ -82,24 +84,24 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 class CiderD:
-    """CIDEr-D against the references of known clips.
+    """CIDEr-D against the references of a fixed set of clips.
 
     Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation", CVPR 2015: tf-idf vectors of n-grams
-    (equation 1), their clipped cosine and a Gaussian penalty on the difference in length (equations 4 and 5). The COCO
-    tools print this as "CIDEr". As there, the length of a caption is its number of bigrams.
+    (equation 1), their clipped cosine similarity and a Gaussian penalty on the difference in length (equations 4, 5).
+    Equal to `Cider()` of pycocoevalcap, which prints it as "CIDEr" and measures the length of a caption in bigrams.
 
     Args:
-        references: clip -> its tokenised references. Document frequencies are taken from all of them, once; a document
-            is a clip. With one clip every score is 0: every n-gram is in every document.
-        sigma: standard deviation of the penalty, in tokens.
+        references: clip -> its tokenised references. They give the document frequencies, where a document is a clip.
+            With a single clip every score is 0, since every n-gram is in every document.
+        sigma: the standard deviation of the penalty, in tokens.
 
     Raises:
-        ValueError: no references.
+        ValueError: there are no clips, or a clip has no references.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], sigma: float = 6.0):
         if not references or not all(references.values()):
-            raise ValueError("CIDEr-D needs at least one reference for each clip, and at least one clip.")
+            raise ValueError("CIDEr-D needs at least one clip, and at least one reference for each clip.")
         self.references = references
         self.sigma = sigma
         self.document_frequency: Counter[NGram] = Counter()
@@ -108,7 +110,7 @@ class CiderD:
         self.log_documents = math.log(len(references))
 
     def __call__(self, candidates: Sequence[str], clips: Sequence[str]) -> list[float]:
-        """Scores, 0 to 10, of tokenised candidates, each against the references of its clip; a clip may come again."""
+        """Scores (0 to 10) of tokenised candidates against the references of their clips, which may be repeated."""
         vectors = {clip: [self._vector(caption) for caption in self.references[clip]] for clip in set(clips)}
         return [self._score(caption, vectors[clip]) for caption, clip in zip(candidates, clips, strict=True)]
 
@@ -127,7 +129,7 @@ class CiderD:
         return 10 * total / MAX_N / len(references)
 
     def _vector(self, caption: str) -> tuple[dict[NGram, float], list[float], int]:
-        """tf-idf of each n-gram, their norms for each n, and the number of bigrams."""
+        """The tf-idf weights of the n-grams, the norm of the weights for each n, and the number of bigrams."""
         vector, squares, bigrams = {}, [0.0] * MAX_N, 0
         for ngram, count in ngrams(caption).items():
             weight = count * (self.log_documents - math.log(max(1, self.document_frequency[ngram])))

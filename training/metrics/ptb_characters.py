@@ -1,14 +1,14 @@
-"""How the standard tokenizer takes the characters beyond ASCII: as found by giving it each of them in several contexts.
+"""Classes of the characters beyond ASCII in the Java tokenizer, derived from its output for each in several contexts.
 
-Each class is written for use inside the brackets of a regular expression. What is in none of them, as everything beyond
-the basic plane (emoji), is dropped.
+A class is a string for use inside the brackets of a regular expression. Characters in no class, such as all beyond the
+Basic Multilingual Plane (emoji), are dropped.
 """
 
 import re
 
 
 def _character_class(ranges: str) -> str:
-    """From code points and ranges of them, in hexadecimal."""
+    """A character class from code points and ranges in hexadecimal."""
     ends = [[chr(int(end, 16)) for end in each.split("-")] for each in ranges.split()]
     return "".join("-".join(map(re.escape, each)) for each in ends)
 
@@ -46,7 +46,7 @@ LETTERS = _character_class(
     """
 )
 
-# Marks, and letter-like signs: they stand in words as letters do, but not behind digits.
+# Combining marks and letter-like signs: part of words as letters are, except after digits.
 MARKS = _character_class(
     """
     2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-36f 375 378-379 384-385 3f6 483-487 55a-55f 591-5bd 5bf 5c1-5c2 5c4-5c5 5c7
@@ -64,7 +64,7 @@ DIGITS = _character_class(
     """
 )
 
-# Each a token of its own.
+# Each is a token by itself.
 SYMBOLS = _character_class(
     """
     a1 a5-a9 ac ae-b4 b6-b9 bf d7 f7 37e 387 589 5be 5c0 5c3 5c6 5f3-5f4 600-603 606-60c 614 61b 61e-61f 66a 66d 6d4

@@ -1,13 +1,13 @@
-"""Captions as the COCO caption tools tokenise them, in Python: PTB tokens, lower case, without punctuation.
+"""The tokenizer of the COCO caption tools in Python: PTB tokens, lower case, without punctuation.
 
-The tools run a Java tokenizer in the style of the Penn Treebank. The rules here were found by giving that program some
-millions of short texts and looking at what came out: every BMP character in a dozen contexts, all short strings of
-letters, digits, marks and ASCII punctuation, all words of up to four letters in front of a full stop, word lists.
+The tools run a Java program, the `PTBTokenizer` of Stanford CoreNLP 3.4.1 (`pycocoevalcap.tokenizer`). The rules here
+were derived from its output for millions of short texts: every BMP character in a dozen contexts, all short strings of
+letters, digits, marks and ASCII punctuation, all words of up to four letters before a full stop, and word lists.
 
-Covered, and equal to it in everything that was tried (`tests/test_metrics.py`): words of all scripts, contractions,
-hyphens, numbers, currency, abbreviations, initials, ellipses, quotation marks, brackets, emoticons, handles and
-hashtags, entities, tags. Addresses of pages, mail and files are covered in their usual forms only. A line separator
-inside a caption is a space here; there, those that are not "\\n" shift all later captions of the set by one.
+The tokens are equal in all texts that were tried (`tests/test_metrics.py`): words of all scripts, contractions,
+hyphens, numbers, currencies, abbreviations, initials, ellipses, quotation marks, brackets, emoticons, handles and
+hashtags, entities and tags. Addresses of pages, mail and files are covered in their usual forms only. A line separator
+inside a caption is a space here; in the tools, those other than "\\n" shift all later captions of the set by one.
 """
 
 import re
@@ -15,25 +15,25 @@ from collections.abc import Callable, Iterable, Iterator
 
 from swinbert.training.metrics.ptb_characters import DIGITS, LETTERS, MARKS, SYMBOLS
 
-# Tokens that the COCO tools remove. Brackets are not among them: "-lrb-" is lower case by then.
+# Tokens that the COCO tools remove. They list brackets as "-LRB-", which never matches: tokens are lower case by then.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-TWO_WORDS = ("cannot", "gonna", "gotta", "wanna", "gimme", "lemme")  # apart after three letters
-# A full stop belongs to these words, whatever follows.
+TWO_WORDS = ("cannot", "gonna", "gotta", "wanna", "gimme", "lemme")  # split after three letters
+# Abbreviations whose full stop is part of the token, whatever follows.
 TITLES = (
     "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen "
     "gov govs hon insp invt jos lieut lt maj mfg mlle mme mr mrs ms msgr mt mtg natl pfc ph pres prof profs pvt rep "
     "reps rev sen sens sfc sgt spc st ste supt supts treas vs wm"
 )
-# The same; but a letter right behind the full stop is another word ("jan.x" against "dr.x").
+# Abbreviations likewise, except that a letter directly after the full stop starts another token ("jan.x", not "dr.x").
 ENDINGS = (
     "al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla fri ga "
     "inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc ppte pptes "
     "ppty pptys pte ptes pty ptys rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"
 )
-CAPITAL_ENDINGS = "Az La Pa Ark Del Ill Ore Tex Mass Miss Wash"  # only with a capital, or in capitals
+CAPITAL_ENDINGS = "Az La Pa Ark Del Ill Ore Tex Mass Miss Wash"  # capitalised or in capitals only
 BEFORE_NUMBERS = "ca no op pp art fig nos figs prop"
-# After one of these a single letter with a full stop was the end of a sentence ("vitamin C. The").
+# Before one of these, a full stop after a single letter ends the sentence ("vitamin C. The").
 SENTENCE_STARTS = (
     "A An As At He If In It So We But Her Now One Our She The Yet You Here Last Many More Once Some Such That Then "
     "They This What When About According Additionally After Earlier However Other Since Their There These While"
@@ -76,7 +76,7 @@ ENTITIES = {"&lt;": "<", "&gt;": ">", "&amp;": "&", "&nbsp;": "", "&mdash;": "--
 
 
 def _plain(token: str) -> str:
-    """With an ASCII apostrophe."""
+    """Replaces curly apostrophes by ASCII ones."""
     return re.sub(CURLY, "'", token).replace("‘", "`").replace("\x91", "`")
 
 
@@ -85,7 +85,7 @@ def _brackets(token: str) -> str:
 
 
 def _joined(token: str) -> str:
-    """A space inside a token is a no-break space."""
+    """Replaces spaces inside a token by no-break spaces, and removes soft hyphens."""
     return _brackets(token.replace(" ", "\xa0").replace(SOFT_HYPHEN, ""))
 
 
@@ -93,8 +93,8 @@ def _entity(token: str) -> str:
     return {"&quot;": "''", "&apos;": "'"}.get(token, ENTITIES.get(token.lower(), token))
 
 
-# (what a token looks like, what is written for it). At each place the longest match counts, the first of equals; what
-# follows a group, the match looks at and leaves. `None`: as it is.
+# A pattern of a token, and the function that gives its text (`None`: unchanged). At each place the longest match wins,
+# of equally long ones the first. If the pattern has a group, the token is the group, and the rest is only context.
 Rule = tuple[str, Callable[[str], str] | None]
 
 WORDS: list[Rule] = [
@@ -187,11 +187,10 @@ _WORD_START = re.compile(f"[{LETTER}{MARK}{DIGIT}{SOFT_HYPHEN}]")
 
 
 def ptb_tokenize(captions: Iterable[str]) -> list[str]:
-    """Each caption as its tokens with single spaces between them, as the COCO tools have them.
+    """Tokenises captions as the COCO tools do. Each result is a string of tokens separated by single spaces.
 
-    They tokenise the captions of a set as one text, where the start of the next caption can decide whether a full stop
-    belongs to a last, single letter ("vitamin C."): so does this. For tokens that depend on nothing else give a
-    caption alone.
+    Like the tools, this tokenises all captions as one text, in which the start of the next caption can decide whether
+    a full stop after a single letter is part of its token ("vitamin C."). Pass captions one by one to avoid that.
     """
     text = "\n".join(" ".join(re.split("[\n\r\v\f\u2028\u2029]", caption)) for caption in captions)
     lines: list[list[str]] = [[]]
@@ -205,7 +204,7 @@ def ptb_tokenize(captions: Iterable[str]) -> list[str]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """Tokens as written, and "\n" at the end of each line but the last."""
+    """Yields the tokens before lower-casing, and "\n" at the end of each line but the last."""
     place = 0
     while place < len(text):
         if match := _SIMPLE.match(text, place):

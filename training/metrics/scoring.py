@@ -1,4 +1,4 @@
-"""`score`: captions against references, in the numbers of the COCO caption tools."""
+"""Scoring of captions against references, with the results of the COCO caption tools."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
@@ -6,8 +6,9 @@ from typing import TypedDict
 from swinbert.training.metrics.java_metrics import check_tools, meteor, spice
 from swinbert.training.metrics.ngrams import MAX_N, CiderD, bleu, rouge_l
 from swinbert.training.metrics.ptb_tokenizer import ptb_tokenize
+from swinbert.utils.text import first_names
 
-# The names that `score` takes, each with the names of its scores, which are those of the COCO tools.
+# The metrics that `score` computes -> the names of their scores in the COCO tools.
 METRICS = {
     "bleu": tuple(f"Bleu_{n}" for n in range(1, MAX_N + 1)),
     "rouge_l": ("ROUGE_L",),
@@ -20,10 +21,10 @@ METRICS_WITHOUT_JAVA = ("bleu", "rouge_l", "cider", "cider_d")
 
 
 class Scores(TypedDict):
-    """What `score` gives; JSON as it is."""
+    """The result of `score`, which can be written as JSON."""
 
-    corpus: dict[str, float]  # name of a score -> score of the whole set
-    clips: dict[str, dict[str, float]]  # clip -> name of a score -> its score
+    corpus: dict[str, float]  # name of the score -> score of the whole set
+    clips: dict[str, dict[str, float]]  # clip -> name of the score -> score of the clip
 
 
 def score(
@@ -31,25 +32,25 @@ def score(
     references: Mapping[str, Sequence[str]],
     metrics: Iterable[str] = METRICS_WITHOUT_JAVA,
 ) -> Scores:
-    """Scores captions against references, equal to pycocoevalcap's to 1e-6.
+    """Scores captions against references. Results equal those of pycocoevalcap 1.2 to 1e-6.
 
     Args:
-        predictions: clip -> caption. An empty caption scores 0.
+        predictions: clip -> caption. An empty caption has the score 0.
         references: clip -> its reference captions, for exactly the same clips.
-        metrics: some of `METRICS`: `bleu` (`Bleu_1` to `Bleu_4`), `rouge_l`, `cider`, `cider_d`, and `meteor` and
-            `spice`, which need Java. "CIDEr" of the COCO tools, and of the papers that use them, is CIDEr-D: one number
-            under two names.
+        metrics: keys of `METRICS`: `bleu` (`Bleu_1` to `Bleu_4`), `rouge_l`, `cider`, `cider_d`, and `meteor` and
+            `spice`, which need Java. What the COCO tools, and the papers that use them, call CIDEr is CIDEr-D, so
+            `cider` and `cider_d` give the same number.
 
     Returns:
-        Scores as fractions (CIDEr: 0 to 10) of the whole set and of each clip: `{"corpus": {"CIDEr": 0.53, ...},
-        "clips": {clip: {"CIDEr": 0.6, ...}, ...}}`. CIDEr of a clip depends on all clips, from which it takes its
-        document frequencies, and is 0 if there is one clip alone.
+        The scores of the whole set and of each clip: `{"corpus": {"CIDEr": 0.53, ...}, "clips": {clip: {"CIDEr": 0.6,
+        ...}, ...}}`. They lie between 0 and 1, CIDEr between 0 and 10. The CIDEr of a clip depends on all clips, whose
+        references give the document frequencies, and is 0 if there is a single clip.
 
     Raises:
-        ValueError: nothing to score, clips without prediction or without references, an unknown metric.
-        TypeError: a caption that is not text.
-        MissingTool: METEOR or SPICE lacks something here; nothing was scored.
-        RuntimeError: one of their programs failed.
+        ValueError: there is nothing to score, a clip has no prediction or no reference, or a metric is unknown.
+        TypeError: a caption is not a string.
+        MissingTool: Java or another requirement of METEOR or SPICE is missing; nothing was scored.
+        RuntimeError: the program of METEOR or SPICE failed.
     """
     metrics = tuple(metrics)
     _check(predictions, references, metrics)
@@ -84,29 +85,28 @@ def score(
 def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> None:
     if not metrics or set(metrics) - METRICS.keys():
         unknown = [metric for metric in metrics if metric not in METRICS]
-        raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {_some(unknown) or 'none'}.")
+        raise ValueError(f"Expected metrics among {', '.join(METRICS)}, found {_quoted(unknown) or 'none'}.")
     if not predictions or not references:
         raise ValueError(f"Nothing to score: {len(predictions)} predictions, {len(references)} clips with references.")
     if missing := [clip for clip in references if clip not in predictions]:
         raise ValueError(
-            f"{len(missing)} of {len(references)} clips have no prediction: {_some(missing)}. Every clip is scored, so "
-            "caption them, or leave their references out."
+            f"{len(missing)} of {len(references)} clips have no prediction: {_quoted(missing)}. Caption "
+            "them, or leave their references out."
         )
     if unexpected := [clip for clip in predictions if clip not in references]:
         raise ValueError(
-            f"{len(unexpected)} of {len(predictions)} predictions have no references: {_some(unexpected)}. Are they of "
-            "another split, or are clips named otherwise?"
+            f"{len(unexpected)} of {len(predictions)} predictions have no references: {_quoted(unexpected)}. Are they "
+            "of another split, or are the clips named differently?"
         )
     for clip, caption in predictions.items():
         if not isinstance(caption, str):
-            raise TypeError(f"Expected a caption as text for clip {clip!r}, found {caption!r}.")
+            raise TypeError(f"Expected a string as the caption of clip {clip!r}, found {caption!r}.")
     for clip, captions in references.items():
         if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
-            raise TypeError(f"Expected a list of texts as references of clip {clip!r}, found {captions!r}.")
+            raise TypeError(f"Expected a list of strings as the references of clip {clip!r}, found {captions!r}.")
         if not any(caption.strip() for caption in captions):
             raise ValueError(f"Clip {clip!r} has no references, or only empty ones: {list(captions)!r}.")
 
 
-def _some(names: Sequence[object], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(repr(name) for name in names[:shown]) + more
+def _quoted(names: Sequence[object]) -> str:
+    return first_names([repr(name) for name in names])

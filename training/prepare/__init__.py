@@ -1,10 +1,11 @@
 """
-From a benchmark's own annotation files to a data set in the house format (`swinbert.training.data`), with its standard
-splits and without copying a video:
+Datasets in the house format (`swinbert.training.data`) from the published annotation files of benchmarks, with their
+standard splits and without copying videos:
 
     prepare("youcook2", ["youcookii_annotations_trainval.json"], videos="raw_videos", output="youcook2")
 
-`annotations` and `tsv` read; `videos` finds and checks; `dataset` puts both together and writes; `report` tells.
+`annotations` and `tsv` read annotation files, `videos` finds and checks videos, `dataset` matches both and writes the
+dataset, and `report` describes what is wrong with it.
 """
 
 from swinbert.training.prepare.dataset import READERS, prepare

@@ -1,45 +1,41 @@
-"""The annotation files of the five benchmarks: what they say of each clip, and which split it is in."""
+"""Readers for the annotation files of five benchmarks."""
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swinbert.training.prepare.documents import INNER_PATH, AnnotationError, Node, inner_path, read_lines
+from swinbert.training.prepare.documents import INNER_PATH, AnnotationError, Node, read_lines
+from swinbert.training.splits import SPLIT_WORDS, splits_in_name
+from swinbert.utils.files import inner_path
 from swinbert.utils.text import first_names, preview
 
 SPLITS = ("train", "validation", "test", "private_test")
-# The words of file names, and of the fields `split` and `subset`, that stand for a split.
-_SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-# Official: video0 to video6512, the next 497, the last 2990.
+# The official splits by number (6,513, 497 and 2,990 videos): the first number after each.
 _MSRVTT_ENDS = {"train": 6513, "validation": 7010, "test": 10000}
-_CUT = re.compile(r"(?P<whole>.+)_(?P<start>\d+(\.\d+)?)_(?P<end>\d+(\.\d+)?)")
+_CUT = re.compile(r"(?P<source>.+)_(?P<start>\d+(\.\d+)?)_(?P<end>\d+(\.\d+)?)")
 
 
 @dataclass
 class Clip:
     """
-    One clip as its annotations describe it.
+    A clip as annotated.
 
     Args:
-        video_id: unique in its split.
+        video_id: the id of the clip, unique in its split.
         split: one of `SPLITS`.
-        captions: as annotated; none in a test set whose captions are kept secret.
-        cut: name of the file that holds this clip and no more, if there may be one.
-        whole: name of the video that it is cut from, if there may be one.
-        start, end: seconds in the whole video.
-        frames: reads frames that were decoded beforehand, as JPEG files; then there is no video.
+        captions: as annotated; empty in a test set whose captions are not published.
+        clip_file: the name of a file that would hold exactly this clip.
+        source: the name of the video that the clip is cut from.
+        start, end: seconds in `source`.
+        frames: reads decoded frames as JPEG files, if there is no video.
     """
 
     video_id: str
     split: str
     captions: list[str]
-    cut: str | None = None
-    whole: str | None = None
+    clip_file: str | None = None
+    source: str | None = None
     start: float | None = None
     end: float | None = None
     frames: Callable[[], list[bytes]] | None = None
@@ -47,7 +43,7 @@ class Clip:
 
 @dataclass
 class Annotations:
-    """Clips in the order of the files, and what a reader of the report should know besides."""
+    """Clips in the order of the files, and remarks for the report."""
 
     clips: list[Clip]
     notes: list[str] = field(default_factory=list)
@@ -55,51 +51,52 @@ class Annotations:
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A file, and the split that it was said to be of."""
+    """An annotation file, with its split if that was given as an argument."""
 
     path: Path
-    given_split: str | None = None
+    explicit_split: str | None = None
 
     @classmethod
     def parse(cls, argument: str | Path) -> "AnnotationFile":
-        """From `FILE` or `SPLIT=FILE`."""
+        """Parses `FILE` or `SPLIT=FILE`; raises `FileNotFoundError` if there is no such file."""
         split, equals, path = str(argument).partition("=")
-        named = bool(equals) and split in SPLITS
-        file = cls(Path(path if named else argument).expanduser(), split if named else None)
+        has_split = bool(equals) and split in SPLITS
+        file = cls(Path(path if has_split else argument).expanduser(), split if has_split else None)
         if not file.path.is_file():
             raise FileNotFoundError(f"There is no annotation file {file.path}.")
         return file
 
     @property
     def split(self) -> str:
-        """As given, else as its name says: `tvc_val_release.jsonl` is of `validation`."""
-        if self.given_split:
-            return self.given_split
-        words = re.split("[^a-z]+", self.path.name.lower())
-        splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+        """The given split, else the one that the file name tells: `validation` for `tvc_val_release.jsonl`."""
+        if self.explicit_split:
+            return self.explicit_split
+        splits = set(splits_in_name(self.path.name))
         if len(splits) != 1:
             raise ValueError(
-                f"{self.path}: expected the name of the file to tell its split (train, val or test), found"
-                f" {self.path.name!r}. Write SPLIT={self.path}, with a split of {', '.join(SPLITS)}."
+                f"{self.path}: expected a file name that tells the split (train, val or test), found"
+                f" {self.path.name!r}. Write SPLIT={self.path}, where SPLIT is one of {', '.join(SPLITS)}."
             )
         (split,) = splits
-        return "private_test" if split == "test" and "private" in words else split
+        is_private = "private" in re.split("[^a-z]+", self.path.name.lower())
+        return "private_test" if split == "test" and is_private else split
 
 
 def cut_name(name: str) -> tuple[str | None, float | None, float | None]:
-    """(whole video, start, end) of a name `<video>_<start>_<end>`, all `None` of any other."""
+    """Splits `<video>_<start>_<end>` into video, start and end in seconds; any other name gives three times `None`."""
     match = _CUT.fullmatch(name)
-    return (match["whole"], float(match["start"]), float(match["end"])) if match else (None, None, None)
+    return (match["source"], float(match["start"]), float(match["end"])) if match else (None, None, None)
 
 
-def _split_word(word: Node) -> str:
-    return _SPLIT_WORDS.get(word.string().lower()) or word.fail(f"a split, {' or '.join(_SPLIT_WORDS)}")
+def _read_split(word: Node) -> str:
+    return SPLIT_WORDS.get(word.string().lower()) or word.fail(f"a split, {' or '.join(SPLIT_WORDS)}")
 
 
 def read_msrvtt(files: Sequence[AnnotationFile]) -> Annotations:
     """
-    `{"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}`, of one or several files. Videos
-    without `split` are split by their order: video0 to video6512, video6513 to video7009, video7010 to video9999.
+    Reads MSRVTT: `{"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}`, in one or several
+    files. Without `split`, the number of a video gives it: video0 to video6512 are for training, video6513 to video7009
+    for validation, video7010 to video9999 for testing.
     """
     documents = [Node.read(file.path) for file in files]
     clips: dict[str, Clip] = {}
@@ -108,8 +105,10 @@ def read_msrvtt(files: Sequence[AnnotationFile]) -> Annotations:
             name = video["video_id"].name()
             split = video.get("split")
             if name in clips:
-                video["video_id"].fail("a video that was not listed before")
-            clips[name] = Clip(name, _split_word(split) if split else _msrvtt_split(video["video_id"]), [], cut=name)
+                video["video_id"].fail("listed once")
+            clips[name] = Clip(
+                name, _read_split(split) if split else _msrvtt_split(video["video_id"]), [], clip_file=name
+            )
     for document in documents:
         for sentence in document["sentences"].list():
             name = sentence["video_id"].name()
@@ -121,15 +120,15 @@ def read_msrvtt(files: Sequence[AnnotationFile]) -> Annotations:
 
 def _msrvtt_split(video_id: Node) -> str:
     match = re.fullmatch(r"video(\d{1,4})", video_id.name())
-    expected = "video0 to video9999, whose order gives the split (or a field `split` beside it)"
+    expected = "video0 to video9999, which gives the split (or add a field `split`)"
     number = int(match[1]) if match else video_id.fail(expected)
     return next(split for split, end in _MSRVTT_ENDS.items() if number < end)
 
 
 def read_msvd(files: Sequence[AnnotationFile]) -> Annotations:
     """
-    Lines `<youtube id>_<start>_<end> caption` and, for each split, a file with the names of its clips, one on a line;
-    or JSON, `{split: [{"video", "caption"}]}`.
+    Reads MSVD: lines `<youtube id>_<start>_<end> caption` and, for each split, a file that lists its clips, one name
+    per line; or JSON, `{split: [{"video", "caption"}]}`.
     """
     clips: list[Clip] = []
     captions: dict[str, list[str]] = {}
@@ -138,7 +137,7 @@ def read_msvd(files: Sequence[AnnotationFile]) -> Annotations:
         if file.path.suffix.lower() == ".json":
             clips += _read_msvd_json(file.path)
             continue
-        # The published file of captions begins with remarks.
+        # The published file of captions begins with comments.
         lines = [(number, line) for number, line in read_lines(file.path) if not line.startswith("#")]
         if all(len(line.split()) == 1 for _, line in lines):
             lists.append((file, lines))
@@ -150,85 +149,88 @@ def read_msvd(files: Sequence[AnnotationFile]) -> Annotations:
             captions.setdefault(name, []).append(caption.strip())
     if captions and not lists:
         raise ValueError(
-            "MSVD: expected, besides the captions, for each split a file that lists its clips, one name on a line;"
-            f" found none in {', '.join(str(file.path) for file in files)}."
+            "MSVD: expected the captions and, for each split, a file that lists its clips, one name per line;"
+            f" found no such list among {', '.join(str(file.path) for file in files)}."
         )
     for file, lines in lists:
         for number, line in lines:
-            name = inner_path(line)
-            if name is None:
+            inner = inner_path(line)
+            if inner is None:
                 raise AnnotationError(file.path, number, INNER_PATH, preview(line))
-            clip = _msvd_clip(file.split, name)
+            clip = _msvd_clip(file.split, inner)
             clip.captions += captions.get(clip.video_id, ())
             clips.append(clip)
     listed = {clip.video_id for clip in clips}
-    left = [name for name in captions if name not in listed]
-    return Annotations(clips, [f"{len(left)} clips are in no split list: {first_names(left)}"] if left else [])
+    unlisted = [name for name in captions if name not in listed]
+    notes = [f"{len(unlisted)} clips are in no split list: {first_names(unlisted)}"] if unlisted else []
+    return Annotations(clips, notes)
 
 
 def _read_msvd_json(file: Path) -> list[Clip]:
     clips: dict[tuple[str, str], Clip] = {}
     for split, entries in Node.read(file).items():
-        if split not in _SPLIT_WORDS:
-            entries.fail(f"under the name of a split ({', '.join(_SPLIT_WORDS)})")
+        if split not in SPLIT_WORDS:
+            entries.fail(f"under the key of a split ({', '.join(SPLIT_WORDS)})")
         for entry in entries.list():
-            clip = _msvd_clip(_SPLIT_WORDS[split], entry["video"].name())
+            clip = _msvd_clip(SPLIT_WORDS[split], entry["video"].name())
             caption = entry["caption"]
-            many = caption.list() if isinstance(caption.value, list) else [caption]
-            clips.setdefault((clip.split, clip.video_id), clip).captions += [each.string() for each in many]
+            captions = caption.list() if isinstance(caption.value, list) else [caption]
+            clips.setdefault((clip.split, clip.video_id), clip).captions += [each.string() for each in captions]
     return list(clips.values())
 
 
 def _msvd_clip(split: str, name: str) -> Clip:
     name = re.sub(r"\.(avi|mp4)$", "", name, flags=re.IGNORECASE)
-    whole, start, end = cut_name(name)
-    return Clip(name, split, [], cut=name, whole=whole, start=start, end=end)
+    source, start, end = cut_name(name)
+    return Clip(name, split, [], clip_file=name, source=source, start=start, end=end)
 
 
 def read_vatex(files: Sequence[AnnotationFile]) -> Annotations:
     """
-    `[{"videoID", "enCap": [...], "chCap": [...]}]`, a file for each split. Chinese captions are not read; the private
-    test set has no captions.
+    Reads VATEX: `[{"videoID", "enCap": [...], "chCap": [...]}]`, one file per split. Chinese captions are ignored; the
+    private test set has no captions.
     """
     clips = []
     for file in files:
         for entry in Node.read(file.path).list():
             name, captions = entry["videoID"].name(), entry.get("enCap")
             english = [caption.string() for caption in captions.list()] if captions else []
-            whole, start, end = cut_name(name)
-            clips.append(Clip(name, file.split, english, cut=name, whole=whole, start=start, end=end))
+            source, start, end = cut_name(name)
+            clips.append(Clip(name, file.split, english, clip_file=name, source=source, start=start, end=end))
     return Annotations(clips)
 
 
 def read_youcook2(files: Sequence[AnnotationFile]) -> Annotations:
     """
-    `{"database": {video: {"subset", "annotations": [{"id", "segment": [start, end], "sentence"}]}}}`. A file named
-    `<video>_<id>` holds one segment, a file named `<video>` all of them.
+    Reads YouCook2: `{"database": {video: {"subset", "annotations": [{"id", "segment": [start, end], "sentence"}]}}}`. A
+    video file named `<video>_<id>` holds one segment, one named `<video>` holds all of them.
     """
     clips = []
     for file in files:
         for video, entry in Node.read(file.path)["database"].items():
-            whole = inner_path(video) or entry.fail(f"under {INNER_PATH}")
-            split = _split_word(entry["subset"])
+            source = inner_path(video) or entry.fail(f"under {INNER_PATH}")
+            split = _read_split(entry["subset"])
             for segment in entry["annotations"].list():
-                name = f"{whole}_{segment['id'].name()}"
+                name = f"{source}_{segment['id'].name()}"
                 start, end = segment["segment"].span()
                 sentence = segment.get("sentence")
                 captions = [sentence.string()] if sentence else []
-                clips.append(Clip(name, split, captions, cut=name, whole=whole, start=start, end=end))
+                clips.append(Clip(name, split, captions, clip_file=name, source=source, start=start, end=end))
     return Annotations(clips)
 
 
 def read_tvc(files: Sequence[AnnotationFile]) -> Annotations:
-    """Lines `{"vid_name", "ts": [start, end], "clip_id", "descs": [{"desc"}]}`, a file for each split; no `descs` in
-    the test set."""
+    """
+    Reads TVC: lines `{"vid_name", "ts": [start, end], "clip_id", "descs": [{"desc"}]}`, one file per split; the test
+    set has no `descs`.
+    """
     clips = []
     for file in files:
         for number, line in read_lines(file.path):
             entry = Node.parse(file.path, line, number)
-            whole, descriptions = entry["vid_name"].name(), entry.get("descs")
+            source, descriptions = entry["vid_name"].name(), entry.get("descs")
             start, end = entry["ts"].span()
             captions = [each["desc"].string() for each in descriptions.list()] if descriptions else []
-            name = f"{whole}_{entry['clip_id'].name()}"
-            clips.append(Clip(name, file.split, captions, cut=name, whole=whole, start=start, end=end))
+            name = f"{source}_{entry['clip_id'].name()}"
+            clips.append(Clip(name, file.split, captions, clip_file=name, source=source, start=start, end=end))
     return Annotations(clips)

@@ -1,24 +1,26 @@
-"""Annotation files as text, lines and JSON values that know where they stand, so that an error can name the line."""
+"""Reading annotation files as text, lines and JSON, with errors that name file and line."""
 
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NoReturn
 
+from swinbert.utils.files import inner_path
 from swinbert.utils.text import preview
 
-INNER_PATH = "a name, or a path that is relative and stays in its folder"
+# What `inner_path` accepts, for error messages.
+INNER_PATH = "a name, or a relative path that stays in its folder"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class AnnotationError(ValueError):
     """
-    An annotation file that is not as its format says.
+    An annotation file does not have the expected format.
 
     Args:
-        file, line: where; lines count from 1.
-        expected, found: what the format asks for there, and what there is.
+        file, line: the place; lines count from 1.
+        expected, found: what the format requires there, and what the file contains.
     """
 
     def __init__(self, file: Path, line: int, expected: str, found: str):
@@ -30,7 +32,7 @@ class AnnotationError(ValueError):
 
 
 def read_text(file: Path) -> str:
-    """The content of a UTF-8 file, with or without a byte order mark."""
+    """Reads a UTF-8 file, with or without a byte order mark."""
     content = file.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -40,29 +42,23 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of the lines that are not blank, without white space around."""
-    # Not `splitlines`, which also splits at characters that may stand in a caption.
+    """Yields number (from 1) and stripped text of the lines that are not blank."""
+    # Not `splitlines`, which also splits at characters that may occur in a caption.
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             yield number, line.strip()
 
 
-def inner_path(name: str) -> str | None:
-    """An id, or the relative path of a file, with slashes; `None` where it is empty or leads out of its folder."""
-    path = PureWindowsPath(name)  # knows both kinds of slash, and drives
-    if path.anchor or ".." in path.parts or "\0" in name or not path.name:
-        return None
-    return path.as_posix()
-
-
 class Node:
     """
-    A value of a JSON text.
+    A value in a JSON text that knows its place in the file. Its methods check the type of the value and raise
+    `AnnotationError` if it is wrong.
 
     Args:
-        file, text: where it comes from; `text` begins in line `first_line` of the file.
-        value: the value itself.
-        path: keys and indices that lead to it from the outermost value.
+        file: the file.
+        text: the JSON text, which begins in line `first_line` of the file.
+        value: the parsed value.
+        path: the keys and indices that lead to the value from the outermost one.
     """
 
     __slots__ = ("file", "first_line", "path", "text", "value")
@@ -92,7 +88,7 @@ class Node:
             raise AnnotationError(file, line, f"JSON ({error.msg})", around) from error
         except AnnotationError:
             raise
-        except (RecursionError, ValueError) as error:  # brackets in brackets or digits without end
+        except (RecursionError, ValueError) as error:  # too many nested brackets, or digits
             raise AnnotationError(file, first_line, "JSON", str(error)) from error
 
     @property
@@ -106,7 +102,7 @@ class Node:
         )
 
     def get(self, key: str) -> "Node | None":
-        """The value of a key, or `None` where it is absent or null."""
+        """The value of a key, or `None` if it is absent or null."""
         if not isinstance(self.value, dict):
             self.fail("an object")
         value = self.value.get(key)
@@ -126,13 +122,13 @@ class Node:
         return [self._inner(index, value) for index, value in enumerate(self.value)]
 
     def string(self) -> str:
-        # Half a surrogate pair is no character; files and tokenizers refuse it.
+        # Half a surrogate pair is not a character: it cannot be written or tokenised.
         if not isinstance(self.value, str) or any("\ud800" <= each <= "\udfff" for each in self.value):
             self.fail("text")
         return self.value
 
     def name(self) -> str:
-        """An id, or a path that stays in its folder."""
+        """The value as an id, or as a relative path that stays in its folder."""
         if isinstance(self.value, int) and not isinstance(self.value, bool):
             return str(self.value)
         return inner_path(self.string()) or self.fail(INNER_PATH)
@@ -153,14 +149,14 @@ class Node:
 
 
 def _offset(text: str, path: tuple[str | int, ...]) -> int:
-    """Where the value that `path` leads to begins in a valid JSON text."""
+    """The offset in a valid JSON text of the value that `path` leads to."""
     decoder = json.JSONDecoder()
 
     def skip_space(at: int) -> int:
         match = _SPACE.match(text, at)
         return match.end() if match else at
 
-    def behind_next(at: int) -> int:  # a colon or a comma
+    def skip_separator(at: int) -> int:  # a colon or a comma
         return skip_space(skip_space(at) + 1)
 
     at = skip_space(0)
@@ -168,12 +164,12 @@ def _offset(text: str, path: tuple[str | int, ...]) -> int:
         at = skip_space(at + 1)
         if isinstance(step, int):
             for _ in range(step):
-                at = behind_next(decoder.raw_decode(text, at)[1])
+                at = skip_separator(decoder.raw_decode(text, at)[1])
             continue
         while True:
             key, at = decoder.raw_decode(text, at)
-            at = behind_next(at)
+            at = skip_separator(at)
             if key == step:
                 break
-            at = behind_next(decoder.raw_decode(text, at)[1])
+            at = skip_separator(decoder.raw_decode(text, at)[1])
     return at

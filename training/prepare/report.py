@@ -1,4 +1,4 @@
-"""What a data set lacks and has too much of, for each split."""
+"""What is wrong with a dataset, for each split."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -6,25 +6,25 @@ from dataclasses import dataclass, field
 from swinbert.training.prepare.annotations import SPLITS
 from swinbert.utils.text import first_names
 
-# Of these, a clip is left out ...
+# Kinds of problems and how the report names them. With these, a clip is left out of the dataset:
 LEFT_OUT = {
-    "missing": "no such video",
+    "missing": "no such video",  # no file is named like the clip or the video that it is cut from
     "empty": "files of 0 bytes",
-    "unreadable": "unreadable videos",
-    "bad range": "start and end that are no part of the video",
-    "without captions": "clips without a caption",
-    "ambiguous id": "ids of clips that differ",
+    "unreadable": "unreadable videos",  # no video stream, or a decoded frame that is not a whole JPEG
+    "bad range": "start and end outside the video",
+    "without captions": "clips without a caption",  # or with empty ones alone
+    "ambiguous id": "ids of several different clips",  # same id and split, another part of a video; the first is kept
 }
-# ... of these, it is not.
+# With these, it is not:
 KEPT = {
-    "annotated twice": "annotated more than once",
+    "annotated twice": "annotated more than once, captions merged",
     "several files": "several files of one name, the first taken",
-    "same content": "files with equal content",
-    "short": "fewer decoded frames than most",
+    "same content": "files with equal content",  # byte for byte, in any split; checked unless `check` is off
+    "short": "fewer decoded frames than most",  # clips of the same split
     "empty captions": "empty captions, removed",
-    "long captions": "captions longer than SwinBERT reads",
-    "repeated captions": "captions that repeat one of the same clip",
-    "in two splits": "clips of this split in another",
+    "long captions": "captions longer than SwinBERT reads",  # more than `dataset.MAX_CAPTION_WORDS` words
+    "repeated captions": "captions that repeat one of the same clip",  # kept: annotators may agree
+    "in two splits": "clips of this split in another",  # by id or content, where the parts of the video overlap
     "source in two splits": "other parts of the same videos in another split",
 }
 
@@ -32,12 +32,13 @@ KEPT = {
 @dataclass
 class SplitReport:
     """
-    One split.
+    The numbers and problems of a split.
 
     Args:
-        annotated, written: number of clips in the annotations, and in the data set.
-        captions: number of captions in the data set.
-        problems: kind, one of `LEFT_OUT` or `KEPT`, -> the clips, each with what is wrong where that is not plain.
+        annotated: the number of clips in the annotation files, repeated ones included.
+        written: the number of clips in the dataset.
+        captions: the number of captions in the dataset.
+        problems: kind of problem, a key of `LEFT_OUT` or `KEPT` -> the ids of the clips, with details in brackets.
     """
 
     annotated: int = 0
@@ -52,7 +53,14 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """All splits, in their order; `str` is for people."""
+    """
+    The report on a dataset. `str()` lists, for each split, `written of annotated clips, captions`, then a line for each
+    kind of problem with the number of clips and the first ids, and at the end the notes.
+
+    Args:
+        splits: split -> its report.
+        notes: remarks on the dataset as a whole.
+    """
 
     splits: dict[str, SplitReport]
     notes: list[str]
@@ -74,7 +82,7 @@ class Report:
 
 
 class IncompleteDataset(ValueError):
-    """Clips would have to be left out. `report` has all of it, the message the first names of each kind and split."""
+    """Clips have to be left out. `report` is the full report; the message names the first clips of each kind."""
 
     def __init__(self, report: Report):
         self.report = report
@@ -84,7 +92,7 @@ class IncompleteDataset(ValueError):
             for kind, clips in split.left_out.items()
         ]
         super().__init__(
-            f"{report.num_left_out} clips cannot be part of the data set, which was not written:\n"
+            f"{report.num_left_out} clips have to be left out, so the dataset was not written:\n"
             + "\n".join(lines)
-            + "\nComplete the videos, or allow clips to be left out (allow_missing)."
+            + "\nAdd what is missing, or allow clips to be left out (allow_missing)."
         )

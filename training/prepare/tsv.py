@@ -1,13 +1,14 @@
 """
-SwinBERT's own sets: a YAML file that names TSV files of videos or of decoded frames, and of captions.
+Reader for SwinBERT's own datasets: a YAML file that names TSV files of videos, or of decoded frames, and of captions.
 
-- `img`: rows `key, path` of a video, or `key, JSON, JPEG, JPEG, ...`, the frames in base64;
-- `caption`: rows `key, [{"caption", "start", "end"}]` in the order of the videos; absent where captions are secret;
-- `caption_linelist`: rows `row of the video, number of the caption in its row`, both from 0; without it, all of them;
-- `composite: true`: `img` and `caption` are lists of TSV files (in the YAML file, or in a text file with a name on each
+- `img`: rows `key, path` of a video, or `key, JSON, JPEG, JPEG, ...` with the frames in base64;
+- `caption`: rows `key, [{"caption", "start", "end"}]` in the order of the videos; absent if captions are not published;
+- `caption_linelist`: rows `row of the video, index of the caption in its row`, both from 0; by default, all captions;
+- `composite: true`: `img` and `caption` are lists of TSV files (in the YAML file, or in a text file with one name per
   line), and the line list has three columns: file, row, caption.
 
-Beside a TSV file, `.lineidx.8b` (uint64, little-endian) or `.lineidx` (numbers as text) may say where its rows begin.
+An index beside a TSV file, `.lineidx.8b` (uint64, little-endian) or `.lineidx` (numbers as text), gives the offsets of
+its rows.
 """
 
 import base64
@@ -24,17 +25,18 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from swinbert.training.prepare.annotations import AnnotationFile, Annotations, Clip
-from swinbert.training.prepare.documents import INNER_PATH, AnnotationError, Node, inner_path, read_lines, read_text
+from swinbert.training.prepare.documents import INNER_PATH, AnnotationError, Node, read_lines, read_text
+from swinbert.utils.files import inner_path
 from swinbert.utils.text import preview
 
-# A row that is longer holds pictures.
+# A longer row holds decoded frames.
 _PATH_ROW_BYTES = 1 << 16
-# The moments of TVC's videos are named so.
+# Names of the clips of TVC: a video with start and end.
 _TIMED_PATH = re.compile(r"(?P<path>.+\.\w{2,4})_(?P<start>\d+(\.\d+)?)_(?P<end>\d+(\.\d+)?)")
 
 
 def read_tsv(files: Sequence[AnnotationFile]) -> Annotations:
-    """The clips of SwinBERT's YAML files, one file for each split; a clip for each range of time of a row."""
+    """Reads SwinBERT's YAML files, one for each split. Every time range in a row of captions becomes a clip."""
     clips, notes = [], []
     for file in files:
         images, captions, wanted = _open_set(file.path)
@@ -42,16 +44,16 @@ def read_tsv(files: Sequence[AnnotationFile]) -> Annotations:
             clips += _row_clips(file.split, images[source], captions[source] if captions else None, row, numbers)
         total = sum(map(len, images))
         if len(wanted) < total:
-            notes.append(f"{file.path} uses {len(wanted)} of the {total} rows of its videos.")
+            notes.append(f"{file.path} uses {len(wanted)} of its {total} rows of videos.")
     return Annotations(clips, notes)
 
 
 class BrokenRow(ValueError):
-    """Decoded frames that cannot be used."""
+    """A row of decoded frames cannot be used; the message says why."""
 
 
 class Tsv:
-    """Rows of a TSV file, read where they stand: such a file may be larger than memory."""
+    """A TSV file whose rows are read one by one: it may be larger than memory."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -82,7 +84,7 @@ class Tsv:
             return self._columns(number, file.readline())
 
     def key_and_path(self, number: int) -> tuple[str, str | None]:
-        """The key of a row, and the path of its video: `None` where it has decoded frames, which are not read here."""
+        """The key of a row, and the path of its video: `None` if it holds decoded frames, which are not read here."""
         with self.path.open("rb") as file:
             file.seek(self._starts[number])
             line = file.readline(_PATH_ROW_BYTES)
@@ -93,7 +95,7 @@ class Tsv:
             columns = self._columns(number, line)
         if not columns[0]:
             raise AnnotationError(self.path, number + 1, "a row that begins with a key", "none")
-        # The original has the path in both columns.
+        # The original writes the path to both columns.
         is_path = len(columns) <= 2 or columns[0] == columns[-1]
         return columns[0], columns[-1] if is_path else None
 
@@ -105,7 +107,7 @@ class Tsv:
             raise AnnotationError(self.path, number + 1, "text in UTF-8", found) from error
 
     def _check_starts(self, index: Path) -> None:
-        """An index that is older than its file would lose rows, or cut them."""
+        """Raises `AnnotationError` if an offset is not the start of a row: an outdated index would skip or cut rows."""
         expected = f"the byte where a row of {self.path.name} begins (delete {index.name} if it is out of date)"
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
@@ -135,20 +137,20 @@ def _find_rows(path: Path) -> Iterator[int]:
 
 # --- One YAML file ----------------------------------------------------------------------------------------------------
 
-# (file, row) of a video -> the numbers of the captions that are wanted of its row; `None`: all of them.
+# (file, row) of a video -> the indices of the captions to read from its row; `None` stands for all.
 Wanted = dict[tuple[int, int], list[int] | None]
 
 
 @dataclass
 class _Setting:
-    """A value, or a list of them, in line `line` of a file."""
+    """A value, or a list of values, and its line in the file."""
 
     file: Path
     line: int
     values: list[str]
 
     def paths(self, folder: Path) -> list[Path]:
-        """The files in `folder` that it names."""
+        """The files in `folder` that the values name."""
         return [self._path(folder, value) for value in self.values]
 
     def _path(self, folder: Path, value: str) -> Path:
@@ -161,7 +163,7 @@ class _Setting:
 
 
 def _open_set(file: Path) -> tuple[list[Tsv], list[Tsv], Wanted]:
-    """The TSV files of videos and of captions, these as many or none, and which rows are wanted."""
+    """Opens the TSV files of videos and of captions (equally many, or none), and reads which rows are used."""
     settings = _read_yaml(file)
     composite = "composite" in settings and settings["composite"].values[0].lower() in ("true", "yes", "on", "1")
 
@@ -191,7 +193,7 @@ def _open_set(file: Path) -> tuple[list[Tsv], list[Tsv], Wanted]:
 
 
 def _read_yaml(file: Path) -> dict[str, _Setting]:
-    """The keys that we know of, as far as they are given."""
+    """The known keys that the file holds."""
     import yaml
 
     text = read_text(file)
@@ -237,7 +239,7 @@ def _read_line_list(file: Path, images: list[Tsv], composite: bool) -> Wanted:
 
 
 def _row_clips(split: str, images: Tsv, captions: Tsv | None, row: int, wanted: list[int] | None) -> list[Clip]:
-    """The clips of one row: one, or as many as its captions have ranges of time."""
+    """The clips of a row: one for each time range of its captions, or a single one."""
     key, path = images.key_and_path(row)
     entries = _row_captions(captions, row, key, wanted) if captions else []
     if path is None:
@@ -253,28 +255,30 @@ def _row_clips(split: str, images: Tsv, captions: Tsv | None, row: int, wanted: 
     clips = []
     for (start, end), texts in by_time.items():
         clip_id = key if len(by_time) == 1 else f"{key}_{start}_{end}"
-        whole = timed["path"] if timed else name
+        source = timed["path"] if timed else name
         if start is None and end is None:
-            # A file with this clip alone, or, where its name says so, a part of another.
+            # A file that holds this clip alone or, if the name has start and end, a part of another file.
             start, end = (float(timed["start"]), float(timed["end"])) if timed else (None, None)
-            clips.append(Clip(clip_id, split, texts, cut=name, whole=whole if timed else None, start=start, end=end))
+            clips.append(
+                Clip(clip_id, split, texts, clip_file=name, source=source if timed else None, start=start, end=end)
+            )
         else:
-            clips.append(Clip(clip_id, split, texts, whole=whole, start=start, end=end))
+            clips.append(Clip(clip_id, split, texts, source=source, start=start, end=end))
     return clips
 
 
 def _row_captions(
     captions: Tsv, row: int, key: str, wanted: list[int] | None
 ) -> list[tuple[str | None, float | None, float | None]]:
-    """(caption, start, end) of the wanted captions of a row."""
+    """Reads (caption, start, end) of those captions of a row that are used."""
     columns = captions.row(row)
     if columns[0] != key or len(columns) != 2:
-        expected = f"two columns, {key!r} as in the file of the videos, and a list of captions"
+        expected = f"two columns, the key {key!r} of the video and a list of captions"
         raise AnnotationError(captions.path, row + 1, expected, preview(columns))
     entries = Node.parse(captions.path, columns[1], row + 1).list()
     if wanted is not None:
         if max(wanted) >= len(entries):
-            expected = f"a caption number {max(wanted)}, which the line list asks for"
+            expected = f"a caption {max(wanted)}, which the line list names"
             raise AnnotationError(captions.path, row + 1, expected, f"{len(entries)} captions")
         entries = [entries[number] for number in wanted]
     found = []
@@ -288,10 +292,10 @@ def _row_captions(
 
 def read_frames(images: Tsv, row: int) -> list[bytes]:
     """
-    The JPEG files of a row of decoded frames.
+    Reads the decoded frames of a row as JPEG files.
 
     Raises:
-        BrokenRow: a column is no JPEG, or their sizes differ.
+        BrokenRow: a column is not a JPEG in base64, or the frames differ in size.
     """
     frames, sizes = [], set()
     for number, column in enumerate(images.row(row)[2:], 3):
@@ -302,7 +306,7 @@ def read_frames(images: Tsv, row: int) -> list[bytes]:
         except (binascii.Error, UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError):
             kind, size = "something else", (0, 0)
         if kind != "JPEG" or not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
-            found = "one that is cut short" if kind == "JPEG" else kind
+            found = "a truncated one" if kind == "JPEG" else kind
             raise BrokenRow(f"column {number}: expected a JPEG in base64, found {found}")
         frames.append(frame)
         sizes.add(size)

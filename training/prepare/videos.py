@@ -1,6 +1,5 @@
-"""Videos: found by id in a folder, checked without decoding them, and made of decoded frames."""
+"""Finding videos by id in a folder, checking them without decoding, and writing decoded frames as videos."""
 
-import hashlib
 import io
 import os
 from collections import defaultdict
@@ -9,37 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import av
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from swinbert.processing import VIDEO_SUFFIXES
-
-T = TypeVar("T")
-
-
-def progress(items: Iterable[T], title: str, total: int) -> Iterable[T]:
-    """Shown on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    return track(items, title, total=total, console=console, disable=not console.is_terminal)
+from swinbert.utils.progress import progress
 
 
 def stem(name: str) -> str:
-    """The last part of a path, without the suffix of a video."""
+    """The last part of a path, without the suffix if it is that of a video."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
 
 
 class VideoFolder:
     """
-    The videos of a folder and of the folders in it, by their names.
+    An index of the videos in a folder and its subfolders, by name.
 
     Args:
-        folder: must be there.
-        wanted: the names that will be looked for.
+        folder: an existing folder.
+        wanted: all names that `find` will be called with.
     """
 
     def __init__(self, folder: Path, wanted: Iterable[str]):
@@ -52,9 +41,9 @@ class VideoFolder:
 
     def find(self, name: str) -> list[PurePosixPath]:
         """
-        The files with this name and any suffix, relative to the folder; of several, those in folders that are named as
-        in `name`. Upper and lower case are one, unless a file in the other case is wanted by its own name: ids of
-        YouTube may differ in case alone.
+        Finds the files with this name and any suffix of a video, relative to the folder. Of several, those are returned
+        whose parent folders agree best with those in `name`. Case is ignored, except that a file which matches another
+        wanted name exactly is not taken: YouTube ids may differ in case alone.
         """
         wanted = stem(name)
         files = self._files.get(wanted.lower(), [])
@@ -74,7 +63,7 @@ class VideoFolder:
 
 
 def _walk(folder: Path) -> Iterator[PurePosixPath]:
-    """Files in a folder and, also behind links, in the folders in it; sorted."""
+    """Yields the files in a folder and its subfolders in sorted order, following links but entering no folder twice."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
@@ -83,20 +72,20 @@ def _walk(folder: Path) -> Iterator[PurePosixPath]:
         seen.add(real)
         folders.sort()
         for file in sorted(files):
-            if Path(place, file).is_file():  # not a link to nothing
+            if Path(place, file).is_file():  # not a broken link
                 yield PurePosixPath(Path(place, file).relative_to(folder).as_posix())
 
 
 @dataclass
 class VideoCheck:
-    """What is wrong with a file, if anything is, and how long it is, if its header says so."""
+    """Why a video cannot be used (empty if it can), and its duration if the header gives it."""
 
-    wrong: str = ""
+    error: str = ""
     seconds: float | None = None
 
 
 def check_videos(files: list[Path]) -> dict[Path, VideoCheck]:
-    """Opens each and looks for a video stream, several at a time; decodes nothing."""
+    """Opens each file, several in parallel, and looks for a video stream; decodes nothing."""
     pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
     try:
         return dict(zip(files, progress(pool.map(_check, files), "Checking videos", len(files)), strict=True))
@@ -116,39 +105,16 @@ def _check(file: Path) -> VideoCheck:
         return VideoCheck(str(error))
 
 
-def same_content(files: Iterable[Path]) -> dict[Path, Path]:
-    """Each file that repeats an earlier one byte for byte -> that one."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for file in files:
-        by_size[file.stat().st_size].append(file)
-    first: dict[bytes, Path] = {}
-    repeats = {}
-    for alike in by_size.values():
-        for file in alike if len(alike) > 1 else ():
-            earlier = first.setdefault(_digest(file), file)
-            if earlier is not file:
-                repeats[file] = earlier
-    return repeats
-
-
-def _digest(file: Path) -> bytes:
-    digest = hashlib.blake2b()
-    with file.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    return digest.digest()
-
-
 def write_frames(path: Path, frames: list[bytes]) -> None:
     """
-    Puts JPEG files of one size into a Matroska file as they are: what a decoder reads is what the JPEG files show. When
-    they were shown is not known; they get one second each.
+    Writes JPEG files of one size as a Matroska video, without encoding them again: decoding gives the pixels of the
+    JPEGs. Their times are unknown, so each gets one second.
     """
     with Image.open(io.BytesIO(frames[0])) as picture:
         width, height = picture.size
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("mjpeg", rate=1)
-        # The format of the pixels is in each JPEG; this one is only asked for.
+        # Required by PyAV; decoders take the pixel format from each JPEG.
         stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
         for number, frame in enumerate(frames):
             packet = av.Packet(frame)

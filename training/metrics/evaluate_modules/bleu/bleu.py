@@ -1,17 +1,7 @@
-"""BLEU-1 to BLEU-4 of captions on PTB tokens, as the COCO caption tools compute them."""
+"""BLEU-1 to BLEU-4 of captions on PTB tokens, equal to those of the COCO caption tools."""
 
-from typing import Any
-
-import evaluate
-
-from swinbert.training.metrics import evaluate_metric
+from swinbert.training.metrics.evaluate_metric import metric_class
 
 CITATION = "Papineni et al., BLEU: a Method for Automatic Evaluation of Machine Translation, ACL 2002"
 
-
-class Bleu(evaluate.Metric):
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate_metric.info(__doc__ or "", CITATION)
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return evaluate_metric.compute("bleu", predictions, references)
+Bleu = metric_class("bleu", __doc__ or "", CITATION)

@@ -1,17 +1,7 @@
-"""CIDEr-D of captions on PTB tokens, as the COCO caption tools compute it."""
+"""CIDEr-D of captions on PTB tokens, equal to that of the COCO caption tools."""
 
-from typing import Any
-
-import evaluate
-
-from swinbert.training.metrics import evaluate_metric
+from swinbert.training.metrics.evaluate_metric import metric_class
 
 CITATION = "Vedantam et al., CIDEr: Consensus-based Image Description Evaluation, CVPR 2015"
 
-
-class CiderD(evaluate.Metric):
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate_metric.info(__doc__ or "", CITATION)
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return evaluate_metric.compute("cider_d", predictions, references)
+CiderD = metric_class("cider_d", __doc__ or "", CITATION)

@@ -1,19 +1,9 @@
-"""METEOR 1.5 of captions on PTB tokens. Needs Java and pycocoevalcap."""
+"""METEOR 1.5 of captions on PTB tokens, computed by its authors' program. Needs Java and pycocoevalcap."""
 
-from typing import Any
-
-import evaluate
-
-from swinbert.training.metrics import evaluate_metric
+from swinbert.training.metrics.evaluate_metric import metric_class
 
 CITATION = (
     "Denkowski and Lavie, Meteor Universal: Language Specific Translation Evaluation for Any Target Language, 2014"
 )
 
-
-class Meteor(evaluate.Metric):
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate_metric.info(__doc__ or "", CITATION)
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return evaluate_metric.compute("meteor", predictions, references)
+Meteor = metric_class("meteor", __doc__ or "", CITATION)

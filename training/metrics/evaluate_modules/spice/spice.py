@@ -1,17 +1,7 @@
-"""SPICE of captions on PTB tokens. Needs Java, pycocoevalcap and a parser that it downloads."""
+"""SPICE of captions on PTB tokens, computed by its authors' program. Needs Java, pycocoevalcap and a parser."""
 
-from typing import Any
-
-import evaluate
-
-from swinbert.training.metrics import evaluate_metric
+from swinbert.training.metrics.evaluate_metric import metric_class
 
 CITATION = "Anderson et al., SPICE: Semantic Propositional Image Caption Evaluation, ECCV 2016"
 
-
-class Spice(evaluate.Metric):
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate_metric.info(__doc__ or "", CITATION)
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return evaluate_metric.compute("spice", predictions, references)
+Spice = metric_class("spice", __doc__ or "", CITATION)

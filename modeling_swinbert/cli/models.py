@@ -1,0 +1,92 @@
+"""Commands on saved models: `swinbert info`, `swinbert convert`, `swinbert push`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swinbert import bundled_model
+from swinbert.cli.loading import find_model_or_exit, loading_or_exit
+from swinbert.cli.messages import fail, quiet_libraries, say
+from swinbert.cli.options import NewFolder, Revision, TrustRemoteCode
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Argument(metavar="ID|DIR", help="A folder or a name on the Hub; default: the bundled demo.")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    revision: Revision = None,
+):
+    """Show a model's configuration, its number of parameters and, for SwinBERT, how sparse its attention mask is."""
+    name = find_model_or_exit(bundled_model() if model is None else model)
+    quiet_libraries()
+    from swinbert.deployment.inspection import describe_model
+
+    with loading_or_exit(name):
+        description = describe_model(name, trust_remote_code=trust_remote_code, revision=revision)
+    typer.echo(description, nl=False)
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="model.bin of SwinBERT, or the weights of a Swin.")],
+    output: NewFolder,
+    args: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="args.json of the training run; default: beside the checkpoint.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="Default: beside the checkpoint, or else bert-base-uncased.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Configuration field that the checkpoint does not determine; repeatable."
+        ),
+    ] = None,
+):
+    """
+    Convert a released checkpoint to a folder that from_pretrained loads.
+
+    Takes SwinBERT captioning models, Video Swin backbones (mmaction, torchvision) and 2D Swin image models (timm),
+    which are inflated to video.
+    """
+    quiet_libraries()
+    from swinbert.conversion import ConversionError, parse_overrides
+    from swinbert.conversion import convert as convert_checkpoint
+
+    try:
+        report = convert_checkpoint(
+            checkpoint, output, args=args, tokenizer=tokenizer, overrides=parse_overrides(overrides or [])
+        )
+    except (ConversionError, OSError) as error:
+        fail(str(error))
+    typer.echo(report)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a SwinBERT model and its processor.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; created if it does not exist.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Create it as a private repository.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Created if it does not exist; default: main.")
+    ] = None,
+):
+    """
+    Check that a folder is complete and holds no pickle, and upload it to the Hub.
+
+    Only changed files are uploaded, and the same command continues after an interruption. A folder without README.md
+    gets a first model card, for you to complete. Prints the URL of the commit, whose hash is for revision=.
+    """
+    quiet_libraries()
+    from swinbert.deployment.hub import PushError
+    from swinbert.deployment.hub import push as push_folder
+
+    try:
+        commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)
+    except (PushError, OSError) as error:
+        fail(str(error))
+    if wrote_card:
+        say(f"{folder / 'README.md'} is a first model card: complete it, and push again.")
+    typer.echo(commit.commit_url)

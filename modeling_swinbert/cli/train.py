@@ -1,0 +1,43 @@
+"""Commands that train a model: `swinbert train`, `swinbert harden`."""
+
+from typing import Annotated
+
+import typer
+
+from swinbert.cli.loading import find_model_or_exit
+from swinbert.cli.messages import fail, needs_extra, quiet_libraries
+from swinbert.cli.options import NewFolder
+
+
+def train(context: typer.Context):
+    """Train a model; `swinbert train --help` lists the arguments of transformers' Trainer and ours."""
+    with needs_extra("train"):
+        from swinbert.training.checkpoints import RunError
+        from swinbert.training.metrics import MissingTool
+        from swinbert.training.train import build_trainer, run
+    try:
+        trainer = build_trainer(context.args)
+    except (ValueError, OSError, RunError, MissingTool) as error:
+        fail(str(error))
+    try:
+        run(trainer)
+    except (FloatingPointError, RunError) as error:
+        fail(str(error))
+
+
+def harden(
+    model: Annotated[str, typer.Argument(metavar="ID|DIR", help="SwinBERT with a soft sparse mask.")],
+    output: NewFolder,
+    threshold: Annotated[
+        float, typer.Option(metavar="M", help="Keep the entries of the mask that are at least this large.")
+    ] = 0.5,
+):
+    """Make a soft sparse mask binary; train for some more steps afterwards (`swinbert train --model DIR`)."""
+    quiet_libraries()
+    with needs_extra("train"):
+        from swinbert.training.hardening import harden as harden_model
+    try:
+        report = harden_model(find_model_or_exit(model), output, threshold)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    typer.echo(report)

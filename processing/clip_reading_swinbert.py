@@ -1,0 +1,360 @@
+"""From a clip, as a user names it, to a batch of model inputs: what one clip is, reading it, reading ahead, batching.
+
+A *family* says how a kind of model wants its frames. This file holds SwinBERT's, which every saved model needs; the
+installed package adds others to `FAMILIES` (`swinbert.captioning.families`).
+
+Shapes: B clips, T frames, C channels, H and W pixels.
+"""
+
+import collections.abc
+import contextlib
+import os
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, Subset
+from transformers.utils import logging
+
+from .video_sources_swinbert import is_url
+
+logger = logging.get_logger(__name__)
+
+# --- Families of models -----------------------------------------------------------------------------------------------
+
+
+class CaptionerFamily(ABC):
+    """
+    How one kind of model wants the frames of a clip.
+
+    Args:
+        config: of the model.
+        processor: of the model.
+
+    Attributes:
+        model_type: `config.model_type` of the models of this family.
+        ships_code: whether a saved model of this family needs the modules of this package beside it.
+        num_frames, frame_sampling, video_backend: how a clip is sampled and decoded by default.
+    """
+
+    model_type: ClassVar[str]
+    ships_code: ClassVar[bool] = False
+    num_frames: int
+    frame_sampling: str
+    video_backend: str
+
+    @abstractmethod
+    def __init__(self, config: Any, processor: Any): ...
+
+    @abstractmethod
+    def check_num_frames(self, num_frames: int) -> None:
+        """Raises `ValueError` for a number of frames that the model cannot take."""
+
+    @abstractmethod
+    def read(self, video: Any, **sampling: Any) -> dict[str, torch.Tensor]:
+        """
+        The inputs of `generate()` for one clip, with a batch axis of 1.
+
+        Args:
+            sampling: any of `num_frames`, `start` and `end` (seconds).
+
+        Raises:
+            VideoDecodeError: the clip cannot be used.
+        """
+
+
+# model_type -> family.
+FAMILIES: dict[str, type[CaptionerFamily]] = {}
+
+
+def family_of(config: Any, processor: Any) -> CaptionerFamily:
+    """
+    The family of a model.
+
+    Raises:
+        ValueError: no family serves this type of model, or the processor is not the one that the family needs.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"Captioning serves models of type {', '.join(sorted(FAMILIES))}; got a {config.model_type!r} model."
+        )
+    return FAMILIES[config.model_type](config, processor)
+
+
+class SwinBertFamily(CaptionerFamily):
+    """SwinBERT's own video processor does all the work."""
+
+    model_type = "swinbert"
+    ships_code = True
+
+    def __init__(self, config: Any, processor: Any):
+        if not hasattr(processor, "video_processor"):
+            raise ValueError(
+                f"A SwinBERT model needs a processor with a video processor; got a {type(processor).__name__}."
+            )
+        self._config = config
+        self._video_processor = processor.video_processor
+        self.num_frames = self._video_processor.num_frames
+        self.frame_sampling = self._video_processor.frame_sampling
+        self.video_backend = self._video_processor.video_backend or "auto"
+
+    def check_num_frames(self, num_frames: int) -> None:
+        if self._config.sparse_mask != "none" and num_frames != self._config.num_frames:
+            raise ValueError(
+                f"This model's sparse mask was learned on {self._config.num_frames} frames, got"
+                f" num_frames={num_frames}: leave `num_frames` out."
+            )
+
+    def read(self, video: Any, **sampling: Any) -> dict[str, torch.Tensor]:
+        """`pixel_values_videos` (1, T, C, H, W)."""
+        return dict(self._video_processor(video, return_tensors="pt", **sampling))
+
+
+FAMILIES[SwinBertFamily.model_type] = SwinBertFamily
+
+# --- What counts as one clip ------------------------------------------------------------------------------------------
+
+
+def is_clip(inputs: Any) -> bool:
+    """Whether `inputs` is one clip, as [`VideoCaptioningPipeline`] defines it, rather than many."""
+    if isinstance(inputs, (list, tuple)):
+        return len(inputs) > 0 and all(map(_is_image, inputs))
+    if _is_array(inputs):
+        return inputs.ndim <= 4
+    single = (str, os.PathLike, bytes, bytearray, memoryview, collections.abc.Mapping, Image.Image)
+    return isinstance(inputs, single) or hasattr(inputs, "read") or hasattr(inputs, "_hf_encoded")
+
+
+def as_clips(inputs: Any) -> Any:
+    """
+    Many clips in a form that transformers iterates over: a list, a `torch` dataset or a generator.
+
+    Raises:
+        ValueError: `inputs` is neither a clip nor a collection of clips.
+    """
+    if isinstance(inputs, tuple) or _is_array(inputs):
+        return list(inputs)
+    if isinstance(inputs, (list, Dataset)):
+        return inputs
+    if isinstance(inputs, collections.abc.Sized) and hasattr(inputs, "__getitem__"):
+        return Subset(inputs, range(len(inputs)))
+    if isinstance(inputs, collections.abc.Iterable):
+        return (clip for clip in inputs)
+    raise ValueError(
+        "Expected a clip (path, URL, bytes, file object, array, image, list of images, or a dictionary with `video`) or"
+        f" a list, generator or dataset of clips, got {type(inputs).__name__}."
+    )
+
+
+def unpack_clip(clip: Any) -> tuple[Any, dict[str, Any]]:
+    """
+    The video of a clip, and those of `start`, `end` and `num_frames` that the clip brings along.
+
+    Raises:
+        ValueError: a dictionary without a video, or several clips where one is expected.
+    """
+    options = {}
+    if isinstance(clip, collections.abc.Mapping) and "video" in clip:
+        options = {name: clip[name] for name in ("start", "end", "num_frames") if clip.get(name) is not None}
+        clip = clip["video"]
+    # A `Video` column of `datasets` yields {"path", "bytes"}, or a decoder that remembers them.
+    clip = getattr(clip, "_hf_encoded", clip)
+    if isinstance(clip, collections.abc.Mapping):
+        if clip.get("bytes") is None and clip.get("path") is None:
+            raise ValueError(
+                "A dictionary as a clip needs `video` (with `start`, `end`, `num_frames` if wanted), or `bytes` or"
+                f" `path`; got the keys {sorted(map(str, clip))}."
+            )
+        clip = clip["path"] if clip.get("bytes") is None else clip["bytes"]
+    if not is_clip(clip) and (_is_array(clip) or isinstance(clip, (list, tuple)) and len(clip)):
+        raise ValueError(
+            "Expected one clip, got several: give `video` in a dictionary, and every entry of a list, one."
+        )
+    return clip, options
+
+
+def _is_array(item: Any) -> bool:
+    return isinstance(item, (np.ndarray, torch.Tensor))
+
+
+def _is_image(item: Any) -> bool:
+    return isinstance(item, Image.Image) or (_is_array(item) and item.ndim <= 3)
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_clip(family: CaptionerFamily, clip: Any, on_error: str = "raise", **defaults: Any) -> dict[str, Any]:
+    """
+    Reads one clip into a batch of one.
+
+    Args:
+        on_error: `"raise"`; `"return"` for an unreadable clip's reason in its place.
+        defaults: `start`, `end`, `num_frames` for clips that do not bring their own.
+
+    Returns:
+        The model's inputs and `error` `[None]`, or `error` alone, a list of the one reason.
+    """
+    try:
+        video, options = unpack_clip(clip)
+        wanted = {name: value for name, value in {**defaults, **options}.items() if value is not None}
+        if "num_frames" in wanted:
+            family.check_num_frames(wanted["num_frames"])
+        return {**family.read(video, **wanted), "error": [None]}
+    except ValueError as error:
+        # By its `kind`, not by its class: in remote code the processor may have its own copy of `VideoDecodeError`.
+        if on_error == "raise" or not hasattr(error, "kind"):
+            raise
+        logger.warning(f"A clip could not be captioned: {error}")
+        return {"error": [str(error)]}
+
+
+def collate_clips(clips: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    Batches what `read_clip` returned: inputs of the readable clips (B, ...), and `error` of all, in their order.
+
+    Raises:
+        ValueError: the readable clips differ in shape.
+    """
+    batch: dict[str, Any] = {"error": [error for clip in clips for error in clip["error"]]}
+    readable = [clip for clip in clips if len(clip) > 1]
+    for name in readable[0] if readable else ():
+        if name != "error":
+            shapes = sorted({tuple(clip[name].shape[1:]) for clip in readable})
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"The clips of a batch must have equal shapes, got {name} of {' and '.join(map(str, shapes))}: give"
+                    " all the same `num_frames`, or use batch_size=1."
+                )
+            batch[name] = torch.cat([clip[name] for clip in readable])
+    return batch
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class ReadAhead(IterableDataset):
+    """
+    Reads clips in threads, several at once, and yields them in the order of `inputs`.
+
+    No more clips wait, or are being read, than the next batch or the threads need. Decoders, Pillow and torch release
+    the GIL. What reading one clip raises is raised in its place, and iteration can go on.
+
+    Args:
+        inputs: clips, sized or not; an iterator is run by one of the threads.
+        read: from a clip to what is yielded.
+        batch_size: clips in a batch of the model.
+        takes_turns: stop reading files while the consumer works. For a model on the same cores: its threads wait for
+            each other in every layer, so that one thread which shares its core with a decoder delays all of them.
+    """
+
+    def __init__(self, inputs: Any, read: Callable[[Any], Any], batch_size: int, takes_turns: bool = False):
+        self._inputs, self._read, self._batch_size, self._takes_turns = inputs, read, batch_size, takes_turns
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _ReadAheadIterator(self._inputs, self._read, self._batch_size, self._takes_turns)
+
+
+class _ReadAheadIterator:
+    """One pass over a [`ReadAhead`]."""
+
+    def __init__(self, inputs: Any, read: Callable[[Any], Any], batch_size: int, takes_turns: bool):
+        num_threads = min(8, available_cores())
+        # One clip more than the queue holds is on its way into it.
+        self._results: queue.Queue = queue.Queue(max(batch_size, num_threads) - 1 or 1)
+        # Set while files may be read.
+        self._may_read, self._closed = threading.Event(), threading.Event()
+        self._takes_turns = takes_turns
+        if not takes_turns:
+            self._may_read.set()
+        # A daemon, since it may wait for a generator for ever and must not keep the process from ending.
+        arguments = (inputs, read, num_threads, self._results, self._may_read, self._closed)
+        threading.Thread(target=_read_all, args=arguments, daemon=True, name="feed-clips").start()
+
+    def __iter__(self) -> "_ReadAheadIterator":
+        return self
+
+    def __next__(self) -> Any:
+        if self._closed.is_set():
+            raise StopIteration
+        try:
+            result = self._results.get_nowait()
+        except queue.Empty:
+            self._may_read.set()
+            result = self._results.get()
+        if result is None:
+            self.close()
+            raise StopIteration
+        if not result.done():
+            self._may_read.set()
+        try:
+            return result.result()
+        finally:
+            if self._takes_turns:
+                self._may_read.clear()
+
+    def close(self) -> None:
+        """Drops the clips that wait; a thread that is reading finishes its clip and discards it."""
+        self._closed.set()
+        self._may_read.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._results.get_nowait()
+
+    def __del__(self):
+        self.close()
+
+
+def _read_all(
+    inputs: Any,
+    read: Callable[[Any], Any],
+    num_threads: int,
+    results: queue.Queue,
+    may_read: threading.Event,
+    closed: threading.Event,
+) -> None:
+    """Puts a future for every clip into `results`, which blocks while it is full, and `None` at the end."""
+    free_threads = threading.Semaphore(num_threads)
+
+    def run(clip: Any, result: Future) -> None:
+        try:
+            result.set_result(read(clip))
+        except BaseException as error:
+            result.set_exception(error)
+        finally:
+            free_threads.release()
+
+    try:
+        sized = isinstance(inputs, collections.abc.Sized)
+        for clip in map(inputs.__getitem__, range(len(inputs))) if sized else inputs:  # type: ignore[attr-defined]
+            free_threads.acquire()
+            # Downloading waits for the network and hardly computes: it need not take turns with the model.
+            if not is_url(clip.get("video") if isinstance(clip, collections.abc.Mapping) else clip):
+                may_read.wait()
+            if closed.is_set():
+                return
+            result: Future = Future()
+            # A thread for each clip: torch gives every thread that computes OpenMP threads of its own, which live as
+            # long as it, and while there are more of them than cores, the model's stop spinning: an eighth slower.
+            threading.Thread(target=run, args=(clip, result), name="read-clip").start()
+            results.put(result)
+    except BaseException as error:  # raised by the generator or dataset itself
+        failed: Future = Future()
+        failed.set_exception(error)
+        results.put(failed)
+    if not closed.is_set():
+        results.put(None)
+
+
+__all__ = ["FAMILIES", "CaptionerFamily", "ReadAhead", "SwinBertFamily", "family_of"]
