@@ -5,8 +5,9 @@ from importlib import resources
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from .configuration_swinbert import SwinBertConfig, VideoSwinConfig
-from .modeling_swinbert import SparseVideoMask, SwinBertForVideoCaptioning, SwinBertModel
+from .modeling_swinbert import SwinBertForVideoCaptioning, SwinBertModel
 from .modeling_video_swin_swinbert import VideoSwinModel
+from .sparse_mask_swinbert import SparseVideoMask
 from .version import __version__
 
 # For `AutoModel...from_pretrained` in this process ...
