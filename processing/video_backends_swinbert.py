@@ -7,6 +7,7 @@ the number of packets, T of wanted frames.
 """
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -152,8 +153,8 @@ class StreamDecoder:
             self.close()
             raise
         self._next_packet = len(self.timeline.packets)  # what the demuxer gives next
-        self._is_continuous = False  # whether the decoder was fed without gap or error since `_begin`
-        self._is_fed: np.ndarray = np.zeros(len(self.timeline.packets), bool)  # packets that it was fed since then
+        self._is_continuous = False  # whether the decoder can go on where it stopped
+        self._is_fed: np.ndarray = np.zeros(len(self.timeline.packets), bool)  # packets that it got since `_begin`
 
     def close(self) -> None:
         self._file.close()
@@ -169,12 +170,17 @@ class StreamDecoder:
         skip[packet_of_wanted] = False
         spans = _spans(self.timeline, wanted)
         self._choose_threads(sum(int(np.count_nonzero(~skip[first : last + 1])) for first, last in spans))
-        for first, last in spans:
+        for (first, last), (next_first, _) in itertools.zip_longest(spans, spans[1:], fillvalue=(-1, -1)):
             wanted_here = wanted[(first <= packet_of_wanted) & (packet_of_wanted <= last)]
+            if first != spans[0][0]:
+                wanted_here = wanted_here[wanted_here > self._latest]  # without those that the span before returned
+            if not len(wanted_here):
+                continue
             if not self._can_continue(first, wanted_here):
                 self._restart(first)
-            until = int(wanted_here[-1]) if to_be_continued and last == spans[-1][1] else None
-            yield from self._decode_packets(last, skip, until)
+            # The last span leaves its state to the next call; a call before may have gone as far as the next span.
+            goes_on = to_be_continued and next_first < self._position
+            yield from self._decode_packets(last, skip, int(wanted_here[-1]) if goes_on else None)
 
     def replacements(self, lost: list[int]) -> tuple[dict[int, np.ndarray], int]:
         """
@@ -270,16 +276,15 @@ class StreamDecoder:
         """
         yield from self._take_output()
         for position, packet in self._packets(self._position, last if until is None else last + _MAX_DELAY):
-            if until is not None and self._latest >= until:
-                # Also where `until` was lost: frames come out in the order in which they are shown.
-                return
             self._position = position + 1
             if position > last or not skip[position] or position == self._begin:
                 self._is_fed[position] = True
                 self._decode(packet)
                 yield from self._take_output()
+            if until is not None and self._latest >= until:
+                return  # frames come out in the order in which they are shown: if `until` has not, it is damaged
         self._decode(None)
-        self._is_continuous = False
+        self._is_continuous &= self._position == len(self._is_fed)
         yield from self._take_output()
 
     def _decode(self, packet: Any) -> None:
@@ -318,7 +323,7 @@ class StreamDecoder:
         while self._next_packet <= last:
             try:
                 packet = next(self._demuxer)
-            except (StopIteration, av.error.FFmpegError):
+            except (StopIteration, av.error.FFmpegError, IndexError):
                 return
             if packet.size:
                 self._next_packet += 1
@@ -333,11 +338,11 @@ class StreamDecoder:
         """
         timeline = self.timeline
         here, there = (int(timeline.packet_ends[packet - 1]) if packet else 0 for packet in (self._next_packet, target))
-        is_ahead = self._next_packet <= target
-        if is_ahead and (there - here < _SEEK_BYTES or not timeline.has_time_stamps):
+        is_far = there - here >= _SEEK_BYTES and timeline.has_time_stamps
+        if here == there or (here < there and not is_far):
             return None
         if timeline.has_time_stamps:
-            with contextlib.suppress(av.error.FFmpegError):
+            with contextlib.suppress(av.error.FFmpegError, IndexError):
                 self._container.seek(int(timeline.packets["pts"][target]), stream=self.stream)
                 demuxer = self._container.demux(self.stream)
                 for packet in demuxer:

@@ -144,6 +144,8 @@ def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.
                 kept.append(packet)
     except av.error.FFmpegError as error:
         problem = error.strerror
+    except IndexError:
+        pass  # PyAV raises it at the end of a file in which streams appeared that its header did not announce
     packets = np.concatenate([*arrays, np.array(records, PACKET)])
     packets["is_disposable"] |= _is_unreferenced(codec, packets["slice_header"])
     return packets, kept, problem
