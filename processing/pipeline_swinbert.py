@@ -22,9 +22,11 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .video_decoding_swinbert import decode_video  # noqa: F401 - named here, so that the Hub's loader finds its file
+from .video_backends_swinbert import BACKENDS  # noqa: F401 - named here, so that the Hub's loader finds its file
+from .video_decoding_swinbert import decode_video  # noqa: F401 - the same
 from .video_processing_swinbert import SwinBertVideoProcessor
 from .video_sources_swinbert import is_url
+from .video_timeline_swinbert import VideoTimeline  # noqa: F401 - the same
 
 logger = logging.get_logger(__name__)
 
