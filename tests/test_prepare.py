@@ -415,7 +415,7 @@ MALFORMED = {
         3,
         r"segment to be a list of start and end in seconds, found \[1\]",
     ),
-    "lines of which one is none": (
+    "truncated line": (
         "tvc",
         "train.jsonl",
         '\n{"vid_name": "v", "ts": [0, 1], "clip_id": 1}\n{"vid',

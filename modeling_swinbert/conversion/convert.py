@@ -356,5 +356,5 @@ def _card(report: ConversionReport, config: SwinBertConfig, arguments: Mapping[s
         ),
         training=_training(arguments),
         evaluation="Not measured with this package.",
-        provenance=f"```\n{public}\n```\n\nThe weights stay under the licence of whoever released them.",
+        provenance=f"```\n{public}\n```\n\nThe weights remain under the licence of their publisher.",
     )
