@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from swinbert import processing as processing
 
     from .configuration_swinbert import SwinBertConfig, VideoSwinConfig
-    from .modeling_swinbert import SparseVideoMask, SwinBertForVideoCaptioning, SwinBertModel
+    from .modeling_swinbert import SwinBertForVideoCaptioning, SwinBertModel
     from .modeling_video_swin_swinbert import VideoSwinModel
+    from .sparse_mask_swinbert import SparseVideoMask
 else:
     # The modules of the names above need torch: each is imported when one of its names is first used.
     _MODULES = {
-        "SparseVideoMask": "modeling_swinbert",
+        "SparseVideoMask": "sparse_mask_swinbert",
         "SwinBertConfig": "configuration_swinbert",
         "SwinBertForVideoCaptioning": "modeling_swinbert",
         "SwinBertModel": "modeling_swinbert",

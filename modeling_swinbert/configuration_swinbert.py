@@ -178,7 +178,7 @@ class SwinBertConfig(PreTrainedConfig):
 
     model_type = "swinbert"
     sub_configs_defaults = {"vision_config": SubConfigSpec(VideoSwinConfig)}
-    keys_to_ignore_at_inference = ["cache", "video_key_values", "caption_loss", "sparsity_loss"]
+    keys_to_ignore_at_inference = ["cache", "video_outputs", "video_key_values", "caption_loss", "sparsity_loss"]
 
     vision_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 512

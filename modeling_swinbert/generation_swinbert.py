@@ -1,12 +1,13 @@
-"""How a masked language model speaks.
+"""Autoregressive generation with a masked language model.
 
-Word t is predicted at a `[MASK]` in its place, from the clip and from the words before it. A step therefore feeds the
-last word, whose keys and values go into the cache, and a `[MASK]`, whose keys and values are forgotten. The clip is
-encoded once; its keys and values stay beside the cache, which holds text alone, and are shared by all beams and
-samples. A causal language model (GIT) speaks the same way without the `[MASK]`.
+Word t is predicted at a `[MASK]` in its place, from the clip and the words before it. A decoding step therefore feeds
+the last word, whose keys and values enter the cache, and a `[MASK]`, whose keys and values do not. The clip is encoded
+once; all beams and samples share its keys and values, which stay outside the cache, because the library assumes that a
+cache holds text alone. A causal language model (GIT's objective) generates in the same way without the `[MASK]`.
+
+Shapes: B texts, V clips, L text tokens, T frames, C channels, H and W pixels.
 """
 
-import inspect
 from typing import Any
 
 import torch
@@ -17,16 +18,11 @@ from transformers.generation import (
     LogitsProcessorList,
 )
 
-# What `generate` calls the cache: `past_key_values` before transformers 5.24.
-_NAMES_OF_CACHE = ("cache", "past_key_values")
-_PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-NAME_OF_CACHE = next(name for name in _NAMES_OF_CACHE if name in _PREPARED)
-
 
 class LastWordToEOSLogitsProcessor(ForcedEOSTokenLogitsProcessor):
     """
-    Ends a caption at `max_length` as the original does: the best word of the last position gives way to `[SEP]` and
-    leaves it its score, so that a caption cut short is not ranked above one that ended by itself.
+    Ends a caption at `max_length` as the released code does: `[SEP]` replaces the best word of the last position and
+    takes its score, so that a truncated caption does not rank above one that ended by itself.
     """
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -49,23 +45,20 @@ class SwinBertGenerationMixin(GenerationMixin):
             pixel_values_videos (`torch.FloatTensor` of shape `(V, T, C, H, W)`): normalised pixels.
             input_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): a prompt that starts with `[CLS]`; by default
                 `[CLS]` alone. Captions start with the prompt.
-            video_key_values (*optional*): of `encode_video`, instead of pixels.
+            video_key_values (*optional*): what `encode_video` returned, instead of pixels.
             context_ids, context_attention_mask, context_token_type_ids (*optional*): see `encode_video`.
-            cache (`Cache`, *optional*): of an earlier caption, which `input_ids` holds and this one continues.
-            Others: as for any generation; the score of a token is that of the token predicted at its `[MASK]`.
+            cache (`Cache`, *optional*): of an earlier caption, which `input_ids` holds, to continue it.
+            Others: see [`GenerationMixin.generate`]; a token has the score that its `[MASK]` predicts.
 
         Returns:
             Token ids `(B, length)` with `[CLS]` first, or a `ModelOutput` with `return_dict_in_generate=True`.
         """
         if inputs is not None and inputs.ndim == 5:
             kwargs["pixel_values_videos"], inputs = inputs, None
-        for name in _NAMES_OF_CACHE:
-            if name in kwargs:
-                kwargs[NAME_OF_CACHE] = kwargs.pop(name)
         return super().generate(inputs, *args, **kwargs)
 
     def _maybe_initialize_input_ids_for_generation(self, inputs, bos_token_id, model_kwargs: dict[str, Any]):
-        """`[CLS]` for every clip; the library counts tensors, and encoded clips are tuples of them."""
+        """`[CLS]` for every clip. The library infers the batch size from tensors; encoded clips are tuples of them."""
         if inputs is None and model_kwargs.get("inputs_embeds") is None and bos_token_id is not None:
             clips = 0
             if model_kwargs.get("video_key_values") is not None:
@@ -79,12 +72,14 @@ class SwinBertGenerationMixin(GenerationMixin):
     def _maybe_prepare_encoder_kwargs_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Encodes the clips, before beams multiply the texts."""
+        """Encodes the clips before beams or samples repeat the texts."""
         pixels = model_kwargs.pop("pixel_values_videos", None)
         features = (model_kwargs.pop("mm_encoder_outputs", None) or {}).get("video")
         context = {name: model_kwargs.pop(name, None) for name in ("context_ids", "context_token_type_ids")}
         if pixels is not None and features is not None:
-            raise ValueError("You cannot pass both: raw pixels and pre-computed embeddings of the clips.")
+            raise ValueError(
+                "You cannot pass both `pixel_values_videos` and `mm_encoder_outputs` of the clips: pass one of them."
+            )
         if model_kwargs.get("video_key_values") is None and (pixels is not None or features is not None):
             encoded = self.encode_video(
                 pixels.to(self.device) if pixels is not None else None,
@@ -98,12 +93,12 @@ class SwinBertGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """The cache of a caption carries its clip, so that a caption can be continued from the cache alone."""
-        given = model_kwargs.get(NAME_OF_CACHE)
-        if model_kwargs.get("video_key_values") is None and given is not None:
-            model_kwargs["video_key_values"] = getattr(given, "video_key_values", None)
+        """Attaches the encoded clip to the cache, so that a caption can be continued from its cache alone."""
+        earlier = model_kwargs.get("cache")
+        if model_kwargs.get("video_key_values") is None and earlier is not None:
+            model_kwargs["video_key_values"] = getattr(earlier, "video_key_values", None)
         prepared = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if (cache := model_kwargs.get(NAME_OF_CACHE)) is not None:
+        if (cache := model_kwargs.get("cache")) is not None:
             cache.video_key_values = model_kwargs.get("video_key_values")
         return prepared
 
@@ -123,14 +118,14 @@ class SwinBertGenerationMixin(GenerationMixin):
         )
 
     def _beam_search(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any):
-        """The library fills ended beams with `[SEP]` where the id of `[PAD]` is 0: pads them as in every other mode."""
+        """Pads ended beams as the other modes do; the library fills them with `[SEP]` where the id of `[PAD]` is 0."""
         outputs = super()._beam_search(input_ids, *args, **kwargs)
         generation_config = kwargs["generation_config"]
         eos, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor
         if eos is not None and pad is not None:
             words = (outputs if isinstance(outputs, torch.Tensor) else outputs.sequences)[:, input_ids.shape[1] :]
-            ended = torch.isin(words, eos).cumsum(dim=1)
-            words[(ended - torch.isin(words, eos).long()) > 0] = pad
+            is_eos = torch.isin(words, eos).long()
+            words[is_eos.cumsum(dim=1) - is_eos > 0] = pad
         return outputs
 
 

@@ -2,11 +2,11 @@
 
 The softmax gives an entry the weight exp(s - m), with s its score plus its bias and m the largest of its row, which is
 at least the score of the diagonal, whose bias is 0. In float32 that is exactly 0 below exp(-104). So an entry is *dead*
-where its bias is below -104 by more than any two scores of a row may differ; what they differ in a given clip is
-bounded from its queries and keys and compared with that room, and the dense attention serves the clip for which there
-is too little. Dead entries have a gradient of exactly 0 too, so training may skip them as well.
+where its bias is below -104 by more than any two scores of a row may differ. A plan is made for a margin of scores. The
+range of scores in a given clip is bounded from its queries and keys, and a clip that exceeds the margin goes through
+the dense attention. Dead entries have a gradient of exactly 0 too, so training may skip them as well.
 
-Shapes: V clips, N tokens, R rows and S columns of a block, D channels of a head.
+Shapes: V clips, N video tokens, R rows and S columns of a block, D channels of a head.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ import torch.nn.functional as F
 
 # exp(-104) is 0 in float32, denormal numbers included.
 _UNDERFLOW = 104.0
-# How far the scores of a row may lie apart before entries come alive that a plan skips. In BERT they differ by tens.
+# Range of the scores of a row for which plans are made. In BERT it is tens.
 _SCORE_RANGE = 256.0
-# From here on the room is taken to be ample, so that a row that sees itself alone needs no query: scores that lie 4096
-# apart would need queries and keys of norm 128 in heads of 64 channels, several times those of any BERT.
-_AMPLE_ROOM = 4096.0
+# A margin that no clip exceeds, so that scores need not be compared with it: scores that lie 4096 apart would need
+# queries and keys of norm 128 in heads of 64 channels, several times those of any BERT.
+_SAFE_MARGIN = 4096.0
 
 # Costs on a CPU, measured by `swinbert bench --only masks`, in entries of a block (all heads of one query and one key):
-# of a column that is gathered for a block, and of a block. Elsewhere a call costs more than it saves: one block at
-# most.
+# of a column that is gathered for a block, and of a block. On other devices a call costs more than it saves, so that
+# one block is the most.
 _COST_OF_COLUMN = 10
 _COST_OF_BLOCK = 5000
 _ROWS_OF_BLOCK = (8, 16, 32, 64, 128, 256)
@@ -34,21 +34,22 @@ _ROWS_OF_BLOCK = (8, 16, 32, 64, 128, 256)
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
     """
-    What has to be executed of the attention among N tokens.
+    Which entries of the attention among N tokens are executed.
 
     Args:
         size: N.
-        blocks: (rows, columns), indices (R,) and (S,) for each block. Rows of no block see themselves alone.
-        order: (N,) where each token stands among the rows of all blocks, followed by the others; `None` without blocks.
-        alone: the rows of no block.
-        room: by how much two scores of a row may differ; infinite where every entry is executed.
+        blocks: indices (R,) of rows and (S,) of columns for each block. Rows of no block attend to themselves only.
+        self_only: the rows of no block.
+        order: (N,) position of each token among the rows of all blocks followed by `self_only`; `None` without blocks.
+        score_margin: the plan is exact for clips in which no two scores of a row differ by more.
+        is_dense: whether every entry is executed.
     """
 
     size: int
     blocks: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+    self_only: torch.Tensor | None = None
     order: torch.Tensor | None = None
-    alone: torch.Tensor | None = None
-    room: float = float("inf")
+    score_margin: float = float("inf")
     is_dense: bool = False
 
     def __str__(self) -> str:
@@ -56,7 +57,7 @@ class AttentionPlan:
 
     @property
     def path(self) -> str:
-        """`"dense"`, `"identity"` (every token sees itself alone) or `"blocks"`."""
+        """`"dense"`, `"identity"` (every token attends to itself only) or `"blocks"`."""
         return "dense" if self.is_dense else "blocks" if self.blocks else "identity"
 
     @property
@@ -69,61 +70,60 @@ class AttentionPlan:
 
     @property
     def compares_scores(self) -> bool:
-        """Whether the scores of a clip have to be compared with the room."""
-        return self.room < _AMPLE_ROOM
+        """Whether the range of a clip's scores has to be compared with the margin."""
+        return self.score_margin < _SAFE_MARGIN
 
     @property
     def needs_queries(self) -> bool:
-        return bool(self.blocks) or self.compares_scores
+        return self.is_dense or bool(self.blocks) or self.compares_scores
 
 
 @torch.no_grad()
 def plan_attention(bias: Callable[[torch.Tensor], torch.Tensor], size: int, device: torch.device) -> AttentionPlan:
     """
-    The cheapest way to execute an attention whose bias is known.
+    The cheapest way to execute an attention under a known bias.
 
     Args:
         bias: from indices of rows (R,) to their bias (R, N), 0 on the diagonal and nowhere above.
         size: N.
     """
     alive = torch.empty(size, size, dtype=torch.bool, device=device)
-    nearest = -torch.inf
+    highest_dead_bias = -torch.inf
     for rows in torch.arange(size, device=device).split(256):
-        of_rows = bias(rows)
-        alive[rows] = ~(of_rows <= -(_UNDERFLOW + _SCORE_RANGE))  # what is not a number stays alive
-        nearest = max(nearest, of_rows.masked_fill(alive[rows], -torch.inf).max().item())
-    dense = AttentionPlan(size, is_dense=True)
+        row_bias = bias(rows)
+        alive[rows] = ~(row_bias <= -(_UNDERFLOW + _SCORE_RANGE))  # NaN counts as alive
+        highest_dead_bias = max(highest_dead_bias, row_bias.masked_fill(alive[rows], -torch.inf).max().item())
 
-    is_alone = alive.sum(dim=1) == 1
-    alone, others = is_alone.nonzero().squeeze(1), (~is_alone).nonzero().squeeze(1)
-    cheapest, of_others = _cheapest_blocks(alive[others]) if len(others) else (0, [])
-    if cheapest >= size * size:
-        return dense
+    sees_itself_only = alive.sum(dim=1) == 1
+    self_only, in_blocks = sees_itself_only.nonzero().squeeze(1), (~sees_itself_only).nonzero().squeeze(1)
+    cost, columns_of_blocks = _cheapest_blocks(alive[in_blocks]) if len(in_blocks) else (0, [])
+    if cost >= size * size:
+        return AttentionPlan(size, is_dense=True)
     blocks, start = [], 0
-    for count, columns in of_others:
-        blocks.append((others[start : start + count], columns))
+    for count, columns in columns_of_blocks:
+        blocks.append((in_blocks[start : start + count], columns))
         start += count
-    order = torch.cat([others, alone]).argsort() if blocks else None
-    return AttentionPlan(size, tuple(blocks), order, alone, room=-nearest - _UNDERFLOW)
+    order = torch.cat([in_blocks, self_only]).argsort() if blocks else None
+    return AttentionPlan(size, tuple(blocks), self_only, order, score_margin=-highest_dead_bias - _UNDERFLOW)
 
 
 def _cheapest_blocks(alive: torch.Tensor) -> tuple[float, list[tuple[int, torch.Tensor]]]:
-    """Cost of rows (R, N), and blocks of neighbours among them: their number and the columns that any of them sees."""
+    """Cost of rows (R, N) in the cheapest split into blocks; number of rows and live columns (S,) of each block."""
     rows, size = alive.shape
     best, best_columns, best_side = float("inf"), alive[:0], 0
     for side in {*_ROWS_OF_BLOCK, rows} if alive.device.type == "cpu" else {rows}:
         columns = F.pad(alive, (0, 0, 0, -rows % side)).view(-1, side, size).any(dim=1)  # (blocks, N)
-        seen = int(columns.sum())
-        cost = seen * (side + _COST_OF_COLUMN) + len(columns) * _COST_OF_BLOCK
+        num_columns = int(columns.sum())
+        cost = num_columns * (side + _COST_OF_COLUMN) + len(columns) * _COST_OF_BLOCK
         if cost < best:
             best, best_columns, best_side = cost, columns, side
     counts = [min(best_side, rows - start) for start in range(0, rows, best_side)]
-    return best, [(count, seen.nonzero().squeeze(1)) for count, seen in zip(counts, best_columns, strict=True)]
+    return best, [(count, live.nonzero().squeeze(1)) for count, live in zip(counts, best_columns, strict=True)]
 
 
 def score_range(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
     """Upper bound (a scalar) of the difference between two scores of a row, from (V, N, heads, D) queries and keys."""
-    # q (k - k') is at most |q| (|k - c| + |k' - c|) for any c.
+    # |q (k - k')| is at most |q| (|k - c| + |k' - c|) for any c.
     spread = (key - key.mean(dim=1, keepdim=True)).norm(dim=-1).amax(dim=1)  # (V, heads)
     return (2 * scaling * query.norm(dim=-1).amax(dim=1) * spread).amax()
 
@@ -148,25 +148,25 @@ def planned_attention(
         (V, N, heads, D).
     """
     if query is None or not plan.blocks:
-        return _attend_to_oneself(value, dropout)
+        return _attend_to_self(value, dropout)
     sizes = [len(rows) * len(columns) for rows, columns in plan.blocks]
     outputs = []
-    for (rows, columns), of_block in zip(plan.blocks, bias.split(sizes), strict=True):
+    for (rows, columns), block_bias in zip(plan.blocks, bias.split(sizes), strict=True):
         output = F.scaled_dot_product_attention(
             query[:, rows].transpose(1, 2),
             key[:, columns].transpose(1, 2),
             value[:, columns].transpose(1, 2),
-            attn_mask=of_block.view(1, 1, len(rows), len(columns)),
+            attn_mask=block_bias.view(1, 1, len(rows), len(columns)),
             dropout_p=dropout,
             scale=scaling,
         )
         outputs.append(output.transpose(1, 2))
-    outputs.append(_attend_to_oneself(value[:, plan.alone], dropout))
+    outputs.append(_attend_to_self(value[:, plan.self_only], dropout))
     return torch.cat(outputs, dim=1)[:, plan.order]
 
 
-def _attend_to_oneself(value: torch.Tensor, dropout: float) -> torch.Tensor:
-    """A weight of 1, which dropout drops for each head."""
+def _attend_to_self(value: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Attention of tokens to themselves only: a weight of 1, with dropout of the weight for each head."""
     if not dropout:
         return value
     return value * F.dropout(value.new_ones(*value.shape[:3], 1), p=dropout)

@@ -15,9 +15,13 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .clip_reading_swinbert import ReadAhead, as_clips, collate_clips, family_of, is_clip, read_clip
-from .video_decoding_swinbert import decode_video  # noqa: F401 - named here, so that the Hub's loader finds its file
-from .video_processing_swinbert import SwinBertVideoProcessor  # noqa: F401 - the same
-from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
+
+# The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
+from .video_backends_swinbert import BACKENDS  # noqa: F401
+from .video_decoding_swinbert import decode_video  # noqa: F401
+from .video_processing_swinbert import SwinBertVideoProcessor  # noqa: F401
+from .video_sources_swinbert import VideoDecodeError  # noqa: F401
+from .video_timeline_swinbert import VideoTimeline  # noqa: F401
 
 TASK = "video-captioning"
 

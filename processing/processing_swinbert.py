@@ -7,13 +7,16 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from .clip_reading_swinbert import CaptionerFamily  # noqa: F401 - named here, so that save_pretrained ships its file
-from .video_decoding_swinbert import decode_video  # noqa: F401 - the same
+# The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
+from .clip_reading_swinbert import CaptionerFamily  # noqa: F401
+from .video_backends_swinbert import BACKENDS  # noqa: F401
+from .video_decoding_swinbert import decode_video  # noqa: F401
 from .video_processing_swinbert import SwinBertVideoProcessorKwargs
-from .video_sources_swinbert import VideoDecodeError  # noqa: F401 - the same
+from .video_sources_swinbert import VideoDecodeError  # noqa: F401
+from .video_timeline_swinbert import VideoTimeline  # noqa: F401
 
 if TYPE_CHECKING:
-    from .pipeline_swinbert import VideoCaptioningPipeline  # noqa: F401 - the same
+    from .pipeline_swinbert import VideoCaptioningPipeline  # noqa: F401
 
 # What BERT's word pieces hold apart and English writes together, in the original's order; "do not" is its own habit.
 _JOINED = (

@@ -18,15 +18,10 @@ from transformers.image_utils import (
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from .video_decoding_swinbert import (
-    MAX_FRAME_PIXELS,
-    SAMPLINGS,
-    VideoMetadata,
-    decode_video,
-    frame_range,
-    sample_indices,
-)
+from .video_backends_swinbert import MAX_FRAME_PIXELS
+from .video_decoding_swinbert import decode_video
 from .video_sources_swinbert import VideoDecodeError, is_encoded_source
+from .video_timeline_swinbert import SAMPLINGS, VideoMetadata, check_num_frames, frame_range, sample_indices
 
 
 class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
@@ -325,12 +320,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
 
 
 def _check_sampling(videos: Any, num_frames: Any, fps: Any) -> None:
-    if num_frames is not None and (
-        isinstance(num_frames, bool) or not isinstance(num_frames, (int, np.integer)) or num_frames < 1
-    ):
-        raise VideoDecodeError(
-            videos, "bad_sampling", f"expected an integer `num_frames` of at least 1, found {num_frames!r}."
-        )
+    check_num_frames(videos, num_frames)
     if fps is not None and not (isinstance(fps, (int, float)) and 0 < fps < float("inf")):
         raise VideoDecodeError(videos, "bad_sampling", f"expected a positive `fps`, found {fps!r}.")
 

@@ -1,8 +1,11 @@
 """Fixtures of more than one file."""
 
+from pathlib import Path
+
 import huggingface_hub
 import pytest
 import transformers.utils.hub
+from encoded_clips import GROUPS, encode
 from hub_server import HubServer
 from huggingface_hub import constants
 
@@ -25,3 +28,9 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         yield server
+
+
+@pytest.fixture(scope="session")
+def numbered_clip(tmp_path_factory) -> Path:
+    """60 frames at 30 a second, in groups of 12 with B-frames; each shows its number, see `encoded_clips`."""
+    return encode(tmp_path_factory.mktemp("numbered") / "clip.mp4", range(60), options=GROUPS)

@@ -1,4 +1,4 @@
-"""Short real video files whose every frame shows its own number, so that a test can read which frame it got."""
+"""Short video files in which every frame shows its own number, so that a test can read which frame it got."""
 
 import io
 from fractions import Fraction
@@ -6,12 +6,18 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
+
+from swinbert.processing import VideoDecodeError, decode_video
 
 BLOCK, COLUMNS, ROWS = 16, 6, 2  # 12 bits
+# 12 frames from key frame to key frame: with three B-frames in a row, or with none.
+GROUPS = {"x264-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0"}
+GROUPS_WITHOUT_B_FRAMES = {"x264-params": "keyint=12:min-keyint=12:scenecut=0:bframes=0"}
 
 
 def numbered_frame(number: int, scale: int = 1) -> np.ndarray:
-    """(32, 96, 3) times `scale`: the number's bits as black and white squares, on a background that moves."""
+    """(32, 96, 3), sides times `scale`: the number's bits as dark and bright squares, and a line that moves."""
     bits = (number >> np.arange(COLUMNS * ROWS)) & 1
     squares = bits.reshape(ROWS, COLUMNS).repeat(BLOCK, 0).repeat(BLOCK, 1)
     frame = np.stack([40 + 175 * squares] * 3, axis=-1)
@@ -72,7 +78,7 @@ def can_encode(codec: str) -> bool:
 
 
 class Unseekable(io.RawIOBase):
-    """A stream that can only be read on, as from a pipe."""
+    """A stream that cannot seek, like a pipe."""
 
     def __init__(self, content: bytes):
         self._content = io.BytesIO(content)
@@ -82,3 +88,11 @@ class Unseekable(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         return self._content.readinto(buffer)
+
+
+def error_kind(source, **arguments) -> str:
+    """`kind` of the error that `decode_video` raises, which must name the source."""
+    with pytest.raises(VideoDecodeError) as raised:
+        decode_video(source, **arguments)
+    assert raised.value.source in str(raised.value)
+    return raised.value.kind

@@ -36,11 +36,6 @@ def clips():
     return small_batch()["pixel_values_videos"]
 
 
-def cache_of(outputs):
-    """Of what `generate` returned; before transformers 5.24 it goes by another name."""
-    return outputs.cache if "cache" in outputs else outputs.past_key_values
-
-
 @torch.no_grad()
 def recompute(model, video, ids) -> torch.Tensor:
     """Next-token log-probabilities (B, V) from the whole sequence, with a `[MASK]` at its end for a masked model."""
@@ -168,8 +163,8 @@ def test_a_clip_is_encoded_once_and_no_mask_stays_in_the_cache(model, clips):
         pixel_values_videos=clips, num_beams=2, max_length=8, eos_token_id=None, return_dict_in_generate=True
     )
     assert len(calls) == 1
-    assert cache_of(outputs).get_seq_length() == outputs.sequences.shape[1] - 1
-    key, _ = cache_of(outputs).video_key_values[0]
+    assert outputs.cache.get_seq_length() == outputs.sequences.shape[1] - 1
+    key, _ = outputs.cache.video_key_values[0]
     assert key.shape[0] == len(clips)  # not once for each beam
 
 
@@ -177,7 +172,7 @@ def test_a_caption_continues_from_its_cache(model, clips):
     options = {"eos_token_id": None, "return_dict_in_generate": True}
     whole = model.generate(pixel_values_videos=clips, max_new_tokens=6, **options).sequences
     first = model.generate(pixel_values_videos=clips, max_new_tokens=3, **options)
-    rest = model.generate(input_ids=first.sequences, cache=cache_of(first), max_new_tokens=3, **options)
+    rest = model.generate(input_ids=first.sequences, cache=first.cache, max_new_tokens=3, **options)
     assert torch.equal(rest.sequences, whole)
 
 

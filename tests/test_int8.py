@@ -53,7 +53,7 @@ def test_a_model_in_eight_bits():
 
 def test_a_model_in_eight_bits_is_not_saved(tmp_path):
     small = quantize_linear(SwinBertForVideoCaptioning.from_pretrained(swinbert.bundled_model()))
-    with pytest.raises(TypeError, match="save the model that it was made of"):
+    with pytest.raises(TypeError, match="cannot be saved"):
         small.save_pretrained(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN against those by `F.linear`: results, gradients, and when which is taken."""
+"""Linear layers by oneDNN against those by `F.linear`: results, gradients, and which inputs each takes."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from test_modeling import small_batch, small_config
 from torch import nn
 
-from swinbert import SwinBertForVideoCaptioning, onednn_swinbert
-from swinbert.onednn_swinbert import OneDNNLinearMode, fast_linear
+from swinbert import SwinBertForVideoCaptioning, cpu_swinbert
+from swinbert.cpu_swinbert import OneDNNLinearMode, fast_linear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.fixture
 def products(monkeypatch):
     """Counts products by oneDNN."""
-    made, product = [], onednn_swinbert.onednn_product
-    monkeypatch.setattr(onednn_swinbert, "onednn_product", lambda *args: made.append(1) or product(*args))
+    made, product = [], cpu_swinbert.onednn_product
+    monkeypatch.setattr(cpu_swinbert, "onednn_product", lambda *args: made.append(1) or product(*args))
     return made
 
 
@@ -46,7 +46,7 @@ def test_strided_states(products):
     assert len(products) == 3
 
 
-def test_only_gradients_that_are_wanted(products):
+def test_only_requested_gradients_are_computed(products):
     layer = nn.Linear(24, 40).requires_grad_(False)
     with OneDNNLinearMode():
         output = layer(torch.randn(3, 24, requires_grad=True))
@@ -64,7 +64,7 @@ def test_only_gradients_that_are_wanted(products):
     ],
     ids=["bfloat16", "another device", "no rows", "one vector"],
 )
-def test_everything_else_is_plain(change, products):
+def test_other_inputs_go_to_torch(change, products):
     layer, states = change(nn.Linear(24, 40), torch.randn(3, 24))
     with OneDNNLinearMode():
         assert layer(states).shape == (*states.shape[:-1], 40) and not products
@@ -76,12 +76,12 @@ def test_autocast_casts(products):
 
 
 @pytest.mark.parametrize("is_faster", [True, False])
-@pytest.mark.parametrize("is_used", [None, True, False])
-def test_the_processor_decides_unless_told(is_used, is_faster, monkeypatch, products):
-    monkeypatch.setattr(onednn_swinbert, "has_faster_onednn", lambda: is_faster)
-    monkeypatch.setattr(OneDNNLinearMode, "is_used", is_used)
+@pytest.mark.parametrize("enabled", [None, True, False])
+def test_the_processor_decides_unless_the_switch_is_set(enabled, is_faster, monkeypatch, products):
+    monkeypatch.setattr(cpu_swinbert, "has_faster_onednn", lambda: is_faster)
+    monkeypatch.setattr(OneDNNLinearMode, "enabled", enabled)
     fast_linear(F.linear)(torch.randn(3, 24), torch.randn(40, 24))
-    assert bool(products) == (is_faster if is_used is None else is_used)
+    assert bool(products) == (is_faster if enabled is None else enabled)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -92,13 +92,13 @@ def test_a_whole_model(checkpointing, monkeypatch, products):
     if checkpointing:
         model.gradient_checkpointing_enable()
     batch, found = small_batch(), {}
-    for is_used in (False, True):
-        monkeypatch.setattr(OneDNNLinearMode, "is_used", is_used)
+    for enabled in (False, True):
+        monkeypatch.setattr(OneDNNLinearMode, "enabled", enabled)
         torch.manual_seed(1)
         outputs = model(**batch, labels=batch["input_ids"])
         outputs.loss.backward()
-        found[is_used] = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-        found[is_used]["logits"] = outputs.logits.detach()
+        found[enabled] = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+        found[enabled]["logits"] = outputs.logits.detach()
         model.zero_grad()
     assert len(products) > 3 * 20 and len(found[True]) > 50 and found[True].keys() == found[False].keys()
     for name, plain in found[False].items():

@@ -77,8 +77,8 @@ def test_equals_dense_attention(blocks_cost_nothing, path, mask):
     torch.testing.assert_close(outputs.hidden_states, expected.hidden_states, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(outputs.video_key_values, expected.video_key_values, atol=2e-5, rtol=1e-5)
     if path == "blocks":
-        alone = set(plan.alone.tolist())
-        assert 0 < len(alone) < 32 and 7 not in alone
+        self_only = set(plan.self_only.tolist())
+        assert 0 < len(self_only) < 32 and 7 not in self_only
         assert plan.executed < 0.7
 
 
@@ -143,7 +143,7 @@ def test_changed_weights_have_another_plan(blocks_cost_nothing, change):
     assert unchanged.plan().path == "identity"
 
 
-def test_a_plan_is_kept_while_nothing_changes():
+def test_a_plan_is_cached_while_nothing_changes():
     mask = make_model("identity").model.sparse_mask
     plan = mask.plan()
     assert mask.plan() is plan
@@ -180,7 +180,7 @@ def test_scores_that_reach_over_the_penalty_are_served_by_the_dense_attention(bl
         for layer in model.model.encoder.layer:
             layer.attention.self.query.weight.mul_(5000.0)
     plan = plan_of(model)
-    assert plan.path == "identity" and 256 < plan.room < 474
+    assert plan.path == "identity" and 256 < plan.score_margin < 474
     outputs = model.encode_video(batch["pixel_values_videos"]).video_key_values
     expected = dense(model).encode_video(batch["pixel_values_videos"]).video_key_values
     torch.testing.assert_close(outputs, expected, atol=1e-4, rtol=1e-4)
@@ -206,7 +206,7 @@ def test_the_cheapest_path_is_chosen(size, window, path):
     bias = local_bias(size, window)
     plan = plan_attention(lambda rows: bias[rows], size, bias.device)
     assert plan.path == path
-    assert plan.room == (float("inf") if path == "dense" else 10000 - 104)
+    assert plan.score_margin == (float("inf") if path == "dense" else 10000 - 104)
     if path == "blocks":
         query, key, value = torch.randn(3, 1, size, 2, 8)
         of_blocks = torch.cat([bias[rows[:, None], columns].flatten() for rows, columns in plan.blocks])
@@ -217,7 +217,7 @@ def test_the_cheapest_path_is_chosen(size, window, path):
         assert plan.executed < 0.2
 
 
-def test_what_is_not_a_number_is_not_skipped(blocks_cost_nothing):
+def test_nan_is_not_skipped(blocks_cost_nothing):
     mask = make_model("identity").model.sparse_mask
     with torch.no_grad():
         mask.weight[2, 5] = torch.nan

@@ -1,4 +1,4 @@
-"""The backbone's fast paths against its plain ones: order of windows, kept tables, training, compiling."""
+"""The backbone's fast paths against reference paths: window plans, caches, chunks, training, compiling."""
 
 import contextlib
 import copy
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import swinbert.modeling_video_swin_swinbert as video_swin
-from swinbert import VideoSwinConfig, VideoSwinModel
-from swinbert.modeling_video_swin_swinbert import VideoSwinWindowAttention, make_window_plan
+from swinbert import VideoSwinConfig, VideoSwinModel, cpu_swinbert
+from swinbert.windows_swinbert import VideoSwinWindowAttention, make_window_plan
 
 
 def small_model(**fields) -> VideoSwinModel:
@@ -66,36 +66,36 @@ def test_a_batch_equals_its_clips():
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("windows", [1, 4, 1000])
 @pytest.mark.parametrize("shape, is_padded", [((8, 48, 72), False), ((7, 47, 72), False), ((6, 40, 36), True)])
-def test_parts_equal_the_whole(monkeypatch, batch, windows, shape, is_padded):
-    monkeypatch.setattr(video_swin, "_BYTES_AT_ONCE", windows * 18 * 24 * 4)
+def test_chunks_equal_the_whole(monkeypatch, batch, windows, shape, is_padded):
+    monkeypatch.setattr(cpu_swinbert, "CHUNK_BYTES", windows * 18 * 24 * 4)
     model, video = small_model(), clips(batch, *shape)
     rows, frames = [], []
     shifted = model.layers[0].blocks[1]
     shifted.mlp.fc1.register_forward_hook(lambda _, arguments, output: rows.append(len(output)))
     model.patch_embed.proj.register_forward_hook(lambda _, arguments, output: frames.append(output.shape[2]))
-    in_parts = model(video).last_hidden_state
-    rows_in_parts, rows[:] = list(rows), []
-    monkeypatch.setattr(video_swin, "gains_by_parts", lambda _: False)
-    torch.testing.assert_close(in_parts, model(video).last_hidden_state, atol=1e-5, rtol=1e-5)
-    assert len(rows) == 1 and sum(rows_in_parts) == rows[0]
-    assert len(rows_in_parts) == 1 if is_padded else max(rows_in_parts) <= windows * 18
+    in_chunks = model(video).last_hidden_state
+    rows_in_chunks, rows[:] = list(rows), []
+    monkeypatch.setattr(cpu_swinbert, "CHUNK_BYTES", float("inf"))
+    torch.testing.assert_close(in_chunks, model(video).last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert len(rows) == 1 and sum(rows_in_chunks) == rows[0]
+    assert len(rows_in_chunks) == 1 if is_padded else max(rows_in_chunks) <= windows * 18
     assert sum(frames[:-1]) == frames[-1] and (len(frames) > 2 or windows == 1000)
 
 
-@pytest.mark.parametrize("training, grad, parts", [(False, True, 1), (True, False, 1), (False, False, 4 * 12)])
-def test_gradients_and_training_need_the_whole(monkeypatch, training, grad, parts):
-    monkeypatch.setattr(video_swin, "_BYTES_AT_ONCE", 1)
+@pytest.mark.parametrize("training, grad, chunks", [(False, True, 1), (True, False, 1), (False, False, 4 * 12)])
+def test_gradients_and_training_use_no_chunks(monkeypatch, training, grad, chunks):
+    monkeypatch.setattr(cpu_swinbert, "CHUNK_BYTES", 1)
     model, rows = small_model().train(training), []
     model.layers[0].blocks[1].mlp.fc1.register_forward_hook(lambda _, arguments, output: rows.append(len(output)))
     with torch.set_grad_enabled(grad):
         model(clips(1, 8, 48, 72))
-    assert rows == [4 * 12 * 18 // parts] * parts
+    assert rows == [4 * 12 * 18 // chunks] * chunks
 
 
 @pytest.mark.parametrize("shape", [(8, 48, 48), (6, 40, 36)])
-@pytest.mark.parametrize("scores_at_once", [1, 1 << 20])
-def test_gradients_of_fused_attention_equal_those_of_the_plain_one(monkeypatch, shape, scores_at_once):
-    monkeypatch.setattr(video_swin, "_SCORES_AT_ONCE", scores_at_once)
+@pytest.mark.parametrize("chunk_scores", [1, 1 << 20])
+def test_gradients_of_fused_attention_equal_those_of_the_plain_one(monkeypatch, shape, chunk_scores):
+    monkeypatch.setattr(cpu_swinbert, "_CHUNK_SCORES", chunk_scores)
     model, video = small_model(window_size=[4, 5, 5]).train(), clips(2, *shape)
     found = {}
     for attention in ("eager", "sdpa"):
@@ -136,7 +136,7 @@ def test_training_computes_activations_again(monkeypatch, checkpointing):
     found = []
     for forgets in (True, False):
         if not forgets:
-            monkeypatch.setattr(video_swin, "computed_again", lambda *_: contextlib.nullcontext())
+            monkeypatch.setattr(video_swin, "recompute_in_backward", lambda *_: contextlib.nullcontext())
         given.clear()
         model.zero_grad()
         output = model(video).last_hidden_state
@@ -183,7 +183,7 @@ def change_parameters(model):
 
 @pytest.mark.parametrize("change", [change_by_loading, change_by_a_step, change_unseen, change_parameters])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_nothing_of_old_weights_is_kept(change, mode):
+def test_changed_weights_invalidate_the_cached_bias(change, mode):
     model, video = small_model(), clips(1, 4, 24, 24)
     with mode():
         before = model(video).last_hidden_state
@@ -193,13 +193,13 @@ def test_nothing_of_old_weights_is_kept(change, mode):
     with mode():
         after, expected = model(video).last_hidden_state, fresh(video).last_hidden_state
     assert torch.equal(after, expected) and not torch.allclose(after, before)
-    # What was kept in one mode serves in the others.
+    # A bias cached in one mode serves in the others.
     torch.testing.assert_close(model(video).last_hidden_state, expected.clone(), atol=1e-5, rtol=1e-5)
     model(video).last_hidden_state.sum().backward()
 
 
 @torch.no_grad()
-def test_what_is_kept_is_no_part_of_the_model():
+def test_the_cached_bias_is_not_saved():
     model, video = small_model(), clips(1, 4, 24, 24)
     names, size = set(model.state_dict()), len(pickle.dumps(model))
     expected = model(video).last_hidden_state

@@ -36,21 +36,20 @@ def harden(model: str, output: str | Path, threshold: float = 0.5) -> str:
     processor = AutoProcessor.from_pretrained(model)
 
     mask = captioner.model.sparse_mask
-    entries = max(1, mask.weight.numel() - len(mask.weight))
-    below_half, alive = mask.statistics()
+    before = mask.statistics()
     _binarise(mask, threshold)
     captioner.config.sparse_mask = "hard"
-    _, kept = mask.statistics()
+    after = mask.statistics()
     with new_folder(output) as staging:
         captioner.save_pretrained(staging)
         processor.save_pretrained(staging)
     lines = [
-        f"{model} -> {output}: {len(mask.weight)} x {len(mask.weight)} sparse mask, binary from {threshold:g} on",
-        f"  before: {alive:,} of {entries:,} off-diagonal entries alive in float32 ({alive / entries:.2%}),"
-        f" {1 - below_half / entries:.2%} at one half or above",
-        f"  after: {kept:,} ({kept / entries:.2%})",
+        f"{model} -> {output}: {after.size} x {after.size} sparse mask, binary from {threshold:g} on",
+        f"  before: {before.alive:,} of {before.entries:,} off-diagonal entries alive in float32"
+        f" ({before.share_alive:.2%}), {1 - before.share_below_half:.2%} at one half or above",
+        f"  after: {after.alive:,} ({after.share_alive:.2%})",
     ]
-    if not kept:
+    if not after.alive:
         lines.append("  Only the diagonal is left: every video token attends to itself alone.")
     return "\n".join([*lines, f"  Next: swinbert train --model {output} ..., a few steps at a low learning rate."])
 

@@ -130,12 +130,11 @@ class VideoCaptioningTrainer(PublishingTrainer):
         mask = getattr(self.captioner(self.model).base_model, "sparse_mask", None)
         if mask is not None and ("loss" in logs or "eval_loss" in logs):
             mask = gather_parameters(mask)
-            below_half, alive = mask.statistics()
-            entries = max(1, mask.weight.numel() - len(mask.weight))
+            statistics = mask.statistics()
             prefix = "eval_" if "eval_loss" in logs else ""
             logs[f"{prefix}sparsity_loss"] = round(mask.sparsity_loss().item(), 4)
-            logs[f"{prefix}mask_below_half"] = round(below_half / entries, 4)
-            logs[f"{prefix}mask_alive"] = round(alive / entries, 4)
+            logs[f"{prefix}mask_below_half"] = round(statistics.share_below_half, 4)
+            logs[f"{prefix}mask_alive"] = round(statistics.share_alive, 4)
             if prefix:
                 weighted = self.model.config.sparsity_loss_weight * logs["eval_sparsity_loss"]
                 logs["eval_caption_loss"] = round(logs["eval_loss"] - weighted, 4)

@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from swinbert.onednn_swinbert import has_faster_onednn, onednn_product
+from swinbert.cpu_swinbert import available_cores, has_faster_onednn, onednn_product
 
 # What decides which kernels a CPU gets.
 _CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -179,7 +179,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """What speed depends on, and nothing that names the machine or its owner."""
     about: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }

@@ -406,14 +406,10 @@ def masks(bench: Bench) -> list[Table]:
     pixels = torch.randn(1, bundled.config.num_frames, 3, height, width).to(bench.device, bench.dtype)
     projected = bundled.get_video_features(pixels, return_dict=True).pooler_output
     rows, _ = bench.compare({"bundled model": lambda: bundled.encode_video(video_features=projected)})
-    alive, entries = _live(bundled)
-    rows[0].note = f"{alive:,} of {entries:,} entries alive; {_plan(bundled.model.sparse_mask)}"
+    mask = bundled.model.sparse_mask
+    statistics = mask.statistics()
+    rows[0].note = f"{statistics.alive:,} of {statistics.entries:,} entries alive; {_plan(mask)}"
     return [*tables, Table("The same in the bundled model, under the mask that it learned", rows)]
-
-
-def _live(model: SwinBertForVideoCaptioning) -> tuple[int, int]:
-    mask = model.model.sparse_mask
-    return mask.statistics()[1], max(1, mask.weight.numel() - len(mask.weight))
 
 
 def _plan(mask: SparseVideoMask) -> str:

@@ -12,8 +12,8 @@ import torch
 
 from swinbert.configuration_swinbert import SwinBertConfig, VideoSwinConfig
 from swinbert.conversion.files import ConversionError, Tensors
-from swinbert.modeling_video_swin_swinbert import relative_position_index
 from swinbert.processing import SwinBertVideoProcessor
+from swinbert.windows_swinbert import relative_position_index
 
 _VISION = "vision_config."
 _SETTLED_BY = {"num_video_tokens": "num_frames"}  # a derived field: the field to set instead

@@ -21,6 +21,7 @@ from swinbert.model_cards import captioner_card
 from swinbert.modeling_swinbert import SwinBertForVideoCaptioning
 from swinbert.modeling_video_swin_swinbert import VideoSwinModel
 from swinbert.processing import SwinBertProcessor, VideoCaptioningPipeline
+from swinbert.sparse_mask_swinbert import MaskStatistics
 from swinbert.utils.files import check_new_folder, new_folder
 from swinbert.utils.text import first_names
 
@@ -33,37 +34,10 @@ _TRAINING_ARGUMENTS = (
 )
 
 
-@dataclass
-class MaskStatistics:
-    """
-    How much attention among N video tokens a learned sparse mask M (N x N, unit diagonal) leaves.
-
-    Args:
-        size: N.
-        below_half: the fraction of the N * (N - 1) off-diagonal entries with M < 0.5.
-        alive: the number of off-diagonal entries whose attention weight is not 0 at equal scores: where exp of the
-            mask's bias, which is 0 on the diagonal, does not underflow in float32.
-    """
-
-    size: int
-    below_half: float
-    alive: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.size} x {self.size}, {self.below_half:.2%} of the off-diagonal entries below 0.5; {self.alive:,} of"
-            f" {self.size * (self.size - 1):,} alive in float32"
-        )
-
-
 def mask_statistics(model: SwinBertForVideoCaptioning) -> MaskStatistics | None:
     """Statistics of a model's sparse mask, or `None` if it has no mask."""
     mask = model.model.sparse_mask
-    if mask is None:
-        return None
-    size = len(mask.weight)
-    below_half, alive = mask.statistics()
-    return MaskStatistics(size, below_half / max(1, size * (size - 1)), alive)
+    return None if mask is None else mask.statistics()
 
 
 @dataclass
@@ -382,5 +356,5 @@ def _card(report: ConversionReport, config: SwinBertConfig, arguments: Mapping[s
         ),
         training=_training(arguments),
         evaluation="Not measured with this package.",
-        provenance=f"```\n{public}\n```\n\nThe weights stay under the licence of whoever released them.",
+        provenance=f"```\n{public}\n```\n\nThe weights remain under the licence of their publisher.",
     )

@@ -1,4 +1,4 @@
-"""A captioner without its Python: two graphs, of the encoder and of one step of decoding, and `generate` around them.
+"""Export of a captioner to ONNX: a graph of the encoder, one of a decoding step, and `generate` around them.
 
 ```python
 export_captioner(swinbert.bundled_model(), "captioner-onnx")
@@ -15,22 +15,19 @@ import torch
 from torch import nn
 from torch.export import Dim
 from transformers import AutoProcessor, DynamicCache
+from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+from transformers.exporters.base import EXPORT_MANIFEST_FILE
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
+from transformers.utils.deprecation import deprecate_kwarg
 
-from swinbert.generation_swinbert import NAME_OF_CACHE, SwinBertGenerationMixin
+from swinbert.generation_swinbert import SwinBertGenerationMixin
 from swinbert.modeling_swinbert import (
     KeyValues,
     SwinBertForVideoCaptioning,
     SwinBertPreTrainedModel,
     SwinBertVideoOutput,
 )
-
-try:
-    from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
-    from transformers.exporters.base import EXPORT_MANIFEST_FILE
-except ImportError as error:
-    raise ImportError("`swinbert.exporting` needs transformers 5.23 or newer.") from error
 
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -45,7 +42,7 @@ class _Encoder(nn.Module):
 
 
 class _DecodeStep(nn.Module):
-    """From the last token (B, 1) to the logits of the next one."""
+    """One step: the last token (B, 1) -> logits of the next one."""
 
     def __init__(self, model: SwinBertForVideoCaptioning):
         super().__init__()
@@ -71,20 +68,21 @@ class _DecodeStep(nn.Module):
 
 def export_captioner(model_name: str | Path, folder: str | Path, **load: Any) -> None:
     """
-    Writes the graphs of a model, the configurations and the processor into a folder, for ONNX Runtime (extra `onnx`).
+    Writes the graphs, configurations and processor of a model into a folder, for ONNX Runtime (extra `onnx`).
 
-    The number of clips, of captions and of words is free; frames and pixels of a clip are those of the model.
+    The graphs take any number of clips, captions and words. Frames and their size are fixed, as the model configures
+    them.
 
     Args:
-        model_name: a SwinBERT: a folder, or a name on the Hub.
-        load: more for `from_pretrained`, such as `revision`.
+        model_name: folder or Hub id of a SwinBERT.
+        load: further arguments of `from_pretrained`, such as `revision`.
 
     Raises:
-        ImportError: a package that it needs is not installed.
+        ImportError: a package of the extra `onnx` is not installed.
     """
     processor = AutoProcessor.from_pretrained(model_name, **load)
     model = SwinBertForVideoCaptioning.from_pretrained(model_name, **load).eval()
-    # Two clips and three words: a size of 0 or 1 would be taken for a constant.
+    # Two clips and three words, because export takes sizes of 0 and 1 for constants.
     vision = model.config.vision_config
     pixels = torch.zeros(2, vision.num_frames, vision.num_channels, *vision.frame_size)
     with torch.no_grad():
@@ -95,14 +93,14 @@ def export_captioner(model_name: str | Path, folder: str | Path, **load: Any) ->
         "input_ids": torch.ones(2, 1, dtype=torch.long),
         "position_ids": torch.full((2, 1), 3),
         "video_key_values": video,
-        "past_key_values": _plain(cache, model.config, 2),
+        "past_key_values": text_only_cache(cache, model.config, 2),
     }
-    batch, of_words = {0: Dim.AUTO}, {0: Dim.AUTO, 2: Dim.AUTO}
+    batch, batch_and_words = {0: Dim.AUTO}, {0: Dim.AUTO, 2: Dim.AUTO}
     shapes = {
         "input_ids": batch,
         "position_ids": batch,
         "video_key_values": tuple((batch, batch) for _ in video),
-        "past_key_values": [of_words] * (2 * len(video)),
+        "past_key_values": [batch_and_words] * (2 * len(video)),
     }
     encoder = OnnxExporter().export(
         _Encoder(model), {"pixel_values_videos": pixels}, OnnxConfig(dynamic_shapes={"pixel_values_videos": batch})
@@ -119,7 +117,7 @@ def export_captioner(model_name: str | Path, folder: str | Path, **load: Any) ->
 
 
 class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
-    """What `export_captioner` wrote, with every mode of `generate`; captions start with `[CLS]` alone."""
+    """An exported captioner, with every mode of `generate` but prompts: captions start with `[CLS]` alone."""
 
     def __init__(self, exported: ExportedModel):
         super().__init__(exported.config)
@@ -130,16 +128,16 @@ class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "ExportedCaptioner":
         """
         Args:
-            folder: what `export_captioner` wrote, or a repository of the Hub with these files.
-            kwargs: of [`~transformers.exporters.ExportedModel.from_pretrained`].
+            folder: written by `export_captioner`, or a repository on the Hub with these files.
+            kwargs: see [`~transformers.exporters.ExportedModel.from_pretrained`].
 
         Raises:
-            ValueError: the graphs are of another format than ONNX. Reading those of `torch.export` runs a pickle.
+            ValueError: the graphs have another format than ONNX; loading that of `torch.export` would run a pickle.
         """
-        of_download = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if name in kwargs}
-        manifest = Path(cached_file(folder, EXPORT_MANIFEST_FILE, **of_download)).read_text(encoding="utf-8")
+        download_options = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if name in kwargs}
+        manifest = Path(cached_file(folder, EXPORT_MANIFEST_FILE, **download_options)).read_text(encoding="utf-8")
         if (found := json.loads(manifest).get("export_format")) != "onnx":
-            raise ValueError(f"Expected graphs of ONNX in {folder}, found {found!r}, which is not read.")
+            raise ValueError(f"Expected ONNX graphs in {folder}, found the format {found!r}: export the model again.")
         return cls(ExportedModel.from_pretrained(folder, **kwargs))
 
     @property
@@ -150,16 +148,17 @@ class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
     def dtype(self) -> torch.dtype:
         return self.exported.dtype
 
-    def encode_video(self, pixel_values_videos: torch.FloatTensor | None = None, **others: Any) -> SwinBertVideoOutput:
+    def encode_video(self, pixel_values_videos: torch.FloatTensor | None = None, **kwargs: Any) -> SwinBertVideoOutput:
         """
         Raises:
-            ValueError: something else than pixels is given: the graph has no input for it.
+            ValueError: there is an argument besides the pixels, which the graph has no input for.
         """
-        if given := [name for name, value in others.items() if value is not None]:
-            raise ValueError(f"An exported captioner encodes clips alone: it takes no {', '.join(given)}.")
+        if unsupported := [name for name, value in kwargs.items() if value is not None]:
+            raise ValueError(f"An exported captioner encodes pixels only: leave out {', '.join(unsupported)}.")
         encoder = self.exported.runners["encoder"]
         return SwinBertVideoOutput(video_key_values=encoder(pixel_values_videos=pixel_values_videos))
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -168,13 +167,12 @@ class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
         pixel_values_videos: torch.FloatTensor | None = None,
         video_key_values: KeyValues | None = None,
         cache: DynamicCache | None = None,
-        past_key_values: DynamicCache | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, 1, vocab_size) of the token after `input_ids` (B, 1), as [`SwinBertForVideoCaptioning`]'s.
 
         Raises:
-            ValueError: no clip, more than one token at once, or padding.
+            ValueError: there is no clip, more than one token for each text, or padding.
         """
         if video_key_values is None and pixel_values_videos is not None:
             video_key_values = self.encode_video(pixel_values_videos).video_key_values
@@ -182,30 +180,33 @@ class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
             raise ValueError("An exported captioner describes clips: pass `pixel_values_videos` to `generate`.")
         if input_ids.shape[1] != 1 or (attention_mask is not None and not attention_mask.all()):
             raise ValueError(
-                "An exported captioner reads one token at a time, and no padding: leave the prompt to it, which is"
-                " [CLS] alone; caption with a prompt by the model that was exported."
+                "An exported captioner reads one token at a time, without padding: leave out the prompt, or use the"
+                " model that was exported."
             )
         texts, clips = input_ids.shape[0], video_key_values[0][0].shape[0]
-        if texts != clips:  # beams or samples of a clip, one after the other
+        if texts != clips:  # consecutive texts are beams or samples of one clip
             video_key_values = tuple(
                 (key.repeat_interleave(texts // clips, dim=0), value.repeat_interleave(texts // clips, dim=0))
                 for key, value in video_key_values
             )
-        past = _plain(cache if cache is not None else past_key_values, self.config, texts)
+        past = text_only_cache(cache, self.config, texts)
         if position_ids is None:
             position_ids = torch.full_like(input_ids, past.get_seq_length())
         outputs = self.exported.runners["decode"](
             input_ids=input_ids, position_ids=position_ids, video_key_values=video_key_values, past_key_values=past
         )
-        return CausalLMOutputWithPast(logits=outputs["logits"], **{NAME_OF_CACHE: outputs["past_key_values"]})
+        return CausalLMOutputWithPast(logits=outputs["logits"], cache=outputs["past_key_values"])
 
 
-def _plain(cache: DynamicCache | None, config: Any, texts: int) -> DynamicCache:
-    """The same cache without what else it carries; of an empty one, tensors of no length, as a graph takes them."""
-    plain = DynamicCache()
+def text_only_cache(cache: DynamicCache | None, config: Any, texts: int) -> DynamicCache:
+    """
+    A copy of a cache without the clip that `generate` attaches to it; tensors of length 0 for an empty cache, since
+    graphs take no missing inputs.
+    """
+    copied = DynamicCache()
     empty = torch.zeros(texts, config.num_attention_heads, 0, config.hidden_size // config.num_attention_heads)
-    filled = cache is not None and cache.get_seq_length() > 0
+    is_filled = cache is not None and cache.get_seq_length() > 0
     for index in range(config.num_hidden_layers):
-        key, value = (cache.layers[index].keys, cache.layers[index].values) if filled else (empty, empty)
-        plain.update(key, value, index)
-    return plain
+        key, value = (cache.layers[index].keys, cache.layers[index].values) if is_filled else (empty, empty)
+        copied.update(key, value, index)
+    return copied

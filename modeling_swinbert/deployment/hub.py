@@ -74,7 +74,7 @@ def push(
                 delete_patterns=_REPLACED,
             )
     except Exception as error:
-        raise PushError(f"{folder} is not, or not wholly, pushed to {repo_id}: {_reason(error)}") from error
+        raise PushError(f"{folder} was not, or only partly, pushed to {repo_id}: {_reason(error)}") from error
     return commit, wrote_card
 
 

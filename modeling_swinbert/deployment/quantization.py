@@ -1,4 +1,4 @@
-"""Linear layers in eight bits, for speed on a CPU: weights once for each output, inputs anew at every call.
+"""Dynamic int8 quantisation of linear layers, for inference on a CPU: inputs are quantised at every call.
 
 ```python
 model = quantize_linear(SwinBertForVideoCaptioning.from_pretrained(...))
@@ -14,7 +14,7 @@ from torch import nn
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose product is computed in int8: one scale for each row of weights, one for all inputs."""
+    """A linear layer that multiplies in int8, with one scale for each row of weights and one for all inputs."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -23,21 +23,23 @@ class Int8Linear(nn.Module):
         scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
         zeros = torch.zeros(self.out_features, dtype=torch.long)
         with warnings.catch_warnings():
-            # Nothing else leads to these products yet.
+            # torch has no other way to these products yet.
             warnings.filterwarnings("ignore", ".*deprecated", UserWarning)
             weight = torch.quantize_per_channel(weight, scales, zeros, axis=0, dtype=torch.qint8)
         bias = None if linear.bias is None else linear.bias.detach().float()
         self.packed = torch.ops.quantized.linear_prepack(weight, bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        # Without these instructions, sums of two products of 8 by 8 bits overflow 16 bits: inputs get 7.
+        # Without VNNI, sums of two 8-bit products overflow 16 bits, so inputs get 7 bits.
         return torch.ops.quantized.linear_dynamic(states, self.packed, reduce_range=not has_vnni())
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def _save_to_state_dict(self, *args: Any) -> None:
-        raise TypeError("A model in eight bits is not saved: save the model that it was made of, and quantise again.")
+        raise TypeError(
+            "An int8 model cannot be saved: save the model that it was made of, and quantise after loading."
+        )
 
 
 def has_vnni() -> bool:
@@ -46,7 +48,7 @@ def has_vnni() -> bool:
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware does; without it a CPU emulates bfloat16, several times slower than float32."""
+    """Whether the hardware computes in bfloat16; a CPU that emulates it is several times slower than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -54,17 +56,20 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 def quantize_linear(model: nn.Module, skip: Sequence[str] = ()) -> nn.Module:
     """
-    Puts layers in eight bits into the place of a model's linear ones, for inference on a CPU.
+    Replaces the linear layers of a model by [`Int8Linear`], in place.
 
     Args:
-        model: in float32 on a CPU; changed in place, and returned.
-        skip: names of layers to leave as they are.
+        model: a model in float32 on a CPU.
+        skip: names of layers to leave in float32.
+
+    Returns:
+        The same model.
 
     Raises:
-        ValueError: the model is elsewhere or not in float32.
+        ValueError: the model is on another device or in another dtype.
     """
     if not all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters()):
-        raise ValueError("Eight bits are for a model in float32 on a CPU: load it with dtype=torch.float32, there.")
+        raise ValueError("int8 needs a model in float32 on a CPU: load it there with dtype=torch.float32.")
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and name not in skip:
             parent, _, leaf = name.rpartition(".")

@@ -94,11 +94,10 @@ def check_videos(files: list[Path]) -> dict[Path, VideoCheck]:
 
 
 def _check(file: Path) -> VideoCheck:
-    from swinbert.processing.video_decoding_swinbert import VideoDecodeError, _open_stream, open_source
+    from swinbert.processing.video_decoding_swinbert import VideoDecodeError, header_duration
 
     try:
-        with open_source(file) as media, _open_stream(str(file), media) as (container, _):
-            return VideoCheck(seconds=container.duration / 1e6 if container.duration else None)
+        return VideoCheck(seconds=header_duration(file))
     except VideoDecodeError as error:
         return VideoCheck(error.message)
     except OSError as error:

@@ -1,0 +1,295 @@
+"""Everything that the model does differently on a CPU. Results stay the same to float32 rounding.
+
+* Chunks, in inference ([`worth_chunking`]): the video encoder computes a few megabytes of activations at a time. They
+  stay in the processor's cache, and malloc reuses blocks of this size; blocks above 32 MB it requests from the system,
+  page by page, for every layer. Switch: `CHUNK_BYTES`, infinite for none.
+* Recomputation, in training ([`recompute_in_backward`]): the output of the MLP's activation function, which is as large
+  as its input and cheap, is not stored for the backward pass. Switch: the caller's `keep_activations`.
+* Attention with a learned bias, in training ([`BiasedAttention`]): PyTorch's fused kernel has no gradient for a bias;
+  its fallback stores the attention weights of all windows. Switch: [`can_fuse_learned_bias`].
+* oneDNN for linear layers ([`fast_linear`]): on x86, PyTorch multiplies float32 matrices with MKL, which does not use
+  AVX-512 on AMD processors. oneDNN does: with the same weights in the same layout it is twice as fast there, and three
+  times for the few rows of a decoding step. Switch: `OneDNNLinearMode.enabled`.
+
+Shapes: B clips, T frames; N tokens of a window, D channels of an attention head; R rows (all axes but the last),
+I input features, O output features of a linear layer.
+"""
+
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+# Input bytes of a layer that are computed at once; the hidden layer of an MLP makes 16 MB of them.
+CHUNK_BYTES: float = 4 << 20
+# Attention scores that the backward pass of `BiasedAttention` computes at once: 4 MB.
+_CHUNK_SCORES = 1 << 20
+
+
+def available_cores() -> int:
+    """Number of CPU cores that this process may use, which a container or `taskset` can limit."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def is_eager_tensor(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values that Python may look at: it is not traced, compiled, sharded or quantised."""
+    return not torch.compiler.is_compiling() and type(tensor) is torch.Tensor
+
+
+# --- Chunks -----------------------------------------------------------------------------------------------------------
+
+
+def worth_chunking(tensor: torch.Tensor) -> bool:
+    """Whether to compute a layer in chunks: for large inputs on a CPU, where no gradient keeps all activations."""
+    if torch.is_grad_enabled() or tensor.device.type != "cpu" or not is_eager_tensor(tensor):
+        return False
+    return tensor.nbytes > CHUNK_BYTES
+
+
+def items_per_chunk(bytes_of_item: int) -> int:
+    """How many items, such as windows or frames, a chunk holds; at least one."""
+    return max(1, int(CHUNK_BYTES // bytes_of_item))
+
+
+def map_frame_chunks(
+    compute: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor, multiple: int = 1
+) -> torch.Tensor:
+    """`compute(frames)` for frames (B, T, ...), in chunks of a `multiple` of frames where that is worth it."""
+    if not worth_chunking(frames):
+        return compute(frames)
+    num_frames = multiple * items_per_chunk(frames[:, :multiple].nbytes)
+    return torch.cat([compute(chunk) for chunk in frames.split(num_frames, dim=1)], dim=1)
+
+
+# --- Recomputation ----------------------------------------------------------------------------------------------------
+
+
+def recompute_in_backward(
+    output: torch.Tensor, compute: Callable[[], torch.Tensor]
+) -> contextlib.AbstractContextManager[None]:
+    """
+    A context in which layers read `output` without storing it; the backward pass calls `compute` to get it again.
+
+    `torch.utils.checkpoint` would run the layers that read it a second time too, where these are autograd functions.
+    """
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
+        # Saved tensors are aliases, known by their address. Sharded and quantised weights may have none.
+        is_output = (
+            type(tensor) is torch.Tensor
+            and tensor.numel() == num_elements
+            and tensor.data_ptr() == address
+            and tensor.is_contiguous()
+        )
+        if not is_output:
+            return tensor
+        shape = tensor.shape
+        return lambda: compute().view(shape)
+
+    def unpack(packed: torch.Tensor | Callable[[], torch.Tensor]) -> torch.Tensor:
+        return packed if isinstance(packed, torch.Tensor) else packed()
+
+    if not (torch.is_grad_enabled() and output.requires_grad and is_eager_tensor(output)):
+        return contextlib.nullcontext()
+    address, num_elements = output.data_ptr(), output.numel()
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+# --- Attention with a learned bias ------------------------------------------------------------------------------------
+
+
+def can_fuse_learned_bias(qkv: torch.Tensor, bias: torch.Tensor) -> bool:
+    """
+    Whether [`BiasedAttention`] can train this bias (heads, N, N), and stores less than the attention weights would
+    take: queries, keys and values (..., N, 3, heads, D).
+    """
+    return (
+        bias.shape[-1] > 3 * qkv.shape[-1]
+        and bias.requires_grad
+        and qkv.device.type == "cpu"
+        and qkv.dtype == bias.dtype == torch.float32
+        and is_eager_tensor(qkv)
+    )
+
+
+class BiasedAttention(torch.autograd.Function):
+    """
+    softmax(scaling q k' + bias + mask) v with a gradient for the bias, by PyTorch's fused CPU kernel.
+
+    The backward pass computes the attention weights again, some windows at a time.
+    """
+
+    @staticmethod
+    def forward(
+        qkv: torch.Tensor, bias: torch.Tensor, scaling: float, groups: tuple[tuple[torch.Tensor | None, int], ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            qkv: (windows, N, 3, heads, D) queries, keys and values.
+            bias: (heads, N, N).
+            groups: the mask, (N, N) or `None`, and the number of windows of each run of windows that share a mask.
+
+        Returns:
+            Output (windows, N, heads, D) and the logarithms of the softmax's denominators (windows, heads, N).
+        """
+        windows, num_tokens, _, heads, dim = qkv.shape
+        output = qkv.new_empty(windows, num_tokens, heads, dim)
+        log_sums = qkv.new_empty(windows, heads, num_tokens)
+        for mask, group in _group_slices(groups):
+            query, key, value = qkv[group].permute(2, 0, 3, 1, 4)  # each (windows, heads, N, D)
+            context, log_sums[group] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, 0.0, False, attn_mask=(bias if mask is None else bias + mask)[None], scale=scaling
+            )
+            output[group] = context.transpose(1, 2)
+        return output, log_sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        qkv, bias, ctx.scaling, ctx.groups = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(qkv, bias, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        qkv, bias, output, log_sums = ctx.saved_tensors
+        heads, num_tokens = bias.shape[:2]
+        grad_qkv = torch.empty_like(qkv)
+        grad_bias = torch.zeros_like(bias)
+        chunk_size = max(1, _CHUNK_SCORES // num_tokens**2)
+        for (mask, group), head in itertools.product(_group_slices(ctx.groups), range(heads)):
+            head_bias = bias[head] if mask is None else bias[head] + mask
+            for first in range(group.start, group.stop, chunk_size):
+                chunk = slice(first, min(first + chunk_size, group.stop))
+                query, key, value = qkv[chunk, :, :, head].unbind(2)  # each (windows, N, D)
+                grad_query, grad_key, grad_value = grad_qkv[chunk, :, :, head].unbind(2)
+                grad_context = grad_output[chunk, :, head]
+                weights = torch.baddbmm(head_bias, query, key.transpose(1, 2), alpha=ctx.scaling)
+                weights.sub_(log_sums[chunk, head, :, None]).exp_()
+                # Gradients of softmax: P * (dP - sum of P * dP over a row), where that sum is dO . O.
+                row_sums = (grad_context * output[chunk, :, head]).sum(-1, keepdim=True)
+                grad_scores = torch.bmm(grad_context, value.transpose(1, 2)).sub_(row_sums).mul_(weights)
+                grad_bias[head] += grad_scores.sum(0)
+                grad_query.copy_(torch.bmm(grad_scores, key)).mul_(ctx.scaling)
+                grad_key.copy_(torch.bmm(grad_scores.transpose(1, 2), query)).mul_(ctx.scaling)
+                grad_value.copy_(torch.bmm(weights.transpose(1, 2), grad_context))
+        return grad_qkv, grad_bias, None, None
+
+
+def _group_slices(groups: Iterable[tuple[torch.Tensor | None, int]]) -> Iterator[tuple[torch.Tensor | None, slice]]:
+    """The mask and the slice of windows of each group."""
+    start = 0
+    for mask, count in groups:
+        yield mask, slice(start, start + count)
+        start += count
+
+
+# --- Linear layers by oneDNN ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def has_faster_onednn() -> bool:
+    """Whether oneDNN's float32 products are faster than MKL's on this processor: measured for AMD with AVX-512."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return False
+
+
+def onednn_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(..., I) x (O, I) -> (..., O), without a gradient."""
+    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """`F.linear` and its gradients, as products of oneDNN."""
+
+    @staticmethod
+    def forward(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """(..., I), (O, I) and (O,) -> (..., O)."""
+        return onednn_product(states, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        states, weight, _ = inputs
+        ctx.save_for_backward(states, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight = ctx.saved_tensors
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad_output.flatten(0, -2)  # (R, O)
+        return (
+            onednn_product(grad_output, weight.t()) if needs_states else None,
+            onednn_product(rows.t(), states.flatten(0, -2).t()) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+
+
+class OneDNNLinearMode(TorchFunctionMode):
+    """
+    Within this mode `F.linear` is [`OneDNNLinear`] for ordinary float32 tensors on a CPU. It is a mode and not a layer,
+    because code that quantises or adapts models replaces layers of the type `nn.Linear`.
+
+    Attributes:
+        enabled: whether models use the mode; `None` for where [`has_faster_onednn`].
+    """
+
+    enabled: bool | None = None
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and not kwargs and _has_onednn_linear(*args[:2]):
+            return OneDNNLinear.apply(*args, *([None] if len(args) == 2 else []))
+        return func(*args, **(kwargs or {}))
+
+
+def _has_onednn_linear(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether [`OneDNNLinear`] can multiply these: neither traced nor sharded nor quantised, and not to be cast."""
+    return (
+        type(states) in (torch.Tensor, nn.Parameter)
+        and type(weight) in (torch.Tensor, nn.Parameter)
+        and type(weight.data) is torch.Tensor
+        and states.device.type == weight.device.type == "cpu"
+        and states.dtype == weight.dtype == torch.float32
+        and states.ndim > 1
+        and states.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def fast_linear(forward: Callable) -> Callable:
+    """Decorates a forward pass to run in [`OneDNNLinearMode`], also when checkpointing repeats it, where enabled."""
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not _uses_onednn():
+            return forward(*args, **kwargs)
+        with OneDNNLinearMode():
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def _uses_onednn() -> bool:
+    return has_faster_onednn() if OneDNNLinearMode.enabled is None else OneDNNLinearMode.enabled
+
+
+__all__ = ["available_cores", "fast_linear"]
