@@ -1,7 +1,6 @@
 """Configurations of the Video Swin backbone and of SwinBERT.
 
-Shapes, here and in every file of the model: B clips, T frames, C channels, H and W pixels; N video tokens; L text
-tokens.
+Shapes: T frames, C channels, H and W pixels; N video tokens.
 """
 
 import math
@@ -10,7 +9,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-# What was released for Video Swin (arXiv:2106.13230, table of variants): one line each.
+# The released variants of Video Swin (arXiv:2106.13230, section 3.3).
 _VIDEO_SWIN_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
     "small": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
@@ -35,8 +34,8 @@ def _triple(name: str, value: Any) -> list[int]:
 @strict
 class VideoSwinConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`VideoSwinModel`]. The names are those of transformers' `SwinConfig`; the default is Swin-B at
-    32 frames of 224 x 224, the backbone of the released SwinBERT models.
+    Configuration of a [`VideoSwinModel`], with the names of transformers' `SwinConfig`. The default is Swin-B for 32
+    frames of 224 x 224 pixels, the backbone of the released SwinBERT models.
 
     Args:
         image_size (`int` or `(H, W)`, defaults to 224): height and width of a frame, in pixels.
@@ -48,7 +47,7 @@ class VideoSwinConfig(PreTrainedConfig):
         depths (`list[int]`, defaults to `[2, 2, 18, 2]`): blocks of each stage.
         num_heads (`list[int]`, defaults to `[4, 8, 16, 32]`): attention heads of each stage.
         mlp_ratio (`float`, defaults to 4.0): hidden size of a block's MLP over its channels.
-        qkv_bias (`bool`, defaults to `True`): whether queries, keys and values have a bias.
+        qkv_bias (`bool`, defaults to `True`): whether the projections to queries, keys and values have a bias.
         hidden_dropout_prob (`float`, defaults to 0.0): dropout after projections and inside the MLP.
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout on attention weights.
         drop_path_rate (`float`, defaults to 0.2): stochastic depth of the last block, rising linearly from 0.
@@ -93,13 +92,16 @@ class VideoSwinConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "VideoSwinConfig":
-        """Configuration of a released backbone: `"tiny"`, `"small"`, `"base"`, `"large"` or `"large-384"`.
+        """
+        Configuration of a released backbone: `"tiny"`, `"small"`, `"base"`, `"large"` or `"large-384"`.
 
         Raises:
-            ValueError: `name` is none of these.
+            ValueError: there is no preset of this name.
         """
         if name not in _VIDEO_SWIN_PRESETS:
-            raise ValueError(f"No Video Swin preset {name!r}; there are {', '.join(_VIDEO_SWIN_PRESETS)}.")
+            raise ValueError(
+                f"There is no Video Swin preset {name!r}: expected one of {', '.join(_VIDEO_SWIN_PRESETS)}."
+            )
         return cls(**{**_VIDEO_SWIN_PRESETS[name], **overrides})
 
     @property
@@ -132,7 +134,7 @@ class VideoSwinConfig(PreTrainedConfig):
         return time, height, width
 
     def validate_architecture(self):
-        """Raises `ValueError` where two numbers contradict each other, naming both."""
+        """Raises `ValueError` if two fields contradict each other, naming both."""
         if len(self.depths) != len(self.num_heads) or not self.depths:
             raise ValueError(
                 f"`depths` {self.depths} and `num_heads` {self.num_heads} must have one entry for each stage."
@@ -161,19 +163,19 @@ class SwinBertConfig(PreTrainedConfig):
         projection_dim (`int`, defaults to 512): width of the linear layer between the encoder and the fusion encoder.
         vocab_size ... type_vocab_size: the fusion encoder, with BERT's names and bert-base's values.
         max_caption_length (`int`, defaults to 50): text tokens of a training caption, `[CLS]` and `[SEP]` included. The
-            tokens of an optional second text segment (context) take the positions that follow.
+            tokens of an optional second text segment (context) have the positions that follow.
         sparse_mask (`str`, defaults to `"soft"`): attention among video tokens (SwinBERT, section 3.2): `"none"` leaves
-            it full, `"soft"` weighs it by a learned mask, `"hard"` by that mask thresholded at 0.5.
+            it full, `"soft"` weights it by a learned mask, `"hard"` by that mask thresholded at 0.5.
         sparse_mask_form (`str`, defaults to `"penalty"`): how the mask M enters the scores. `"penalty"` adds
-            `(1 - M) * -10000`, what the released weights were trained with. `"gate"` adds `log M`, which multiplies the
-            attention weights by M, as the paper describes; it lets the caption loss reach the mask.
+            `(1 - M) * -10000`, as the released weights were trained. `"gate"` adds `log M`, which multiplies the
+            attention weights by M, as the paper describes, and gives the mask a gradient from the caption loss.
         sparsity_loss_weight (`float`, defaults to 0.5): weight of the mean off-diagonal mask value in the loss.
         objective (`str`, defaults to `"masked_lm"`): `"masked_lm"` predicts a token at a `[MASK]` in its place
             (SwinBERT), `"causal_lm"` predicts every token from those before it (GIT).
         label_smoothing (`float`, defaults to 0.0): probability mass that is spread over the other words of the
             vocabulary.
-        num_video_tokens (`int`, *optional*): derived from frames and resolution; given and different, it is an error.
-        num_frames, image_size (*optional*): shorthands for the fields of `vision_config`.
+        num_video_tokens (`int`, *optional*): derived from frames and resolution; another value raises an error.
+        num_frames, image_size (*optional*): set these fields of `vision_config`.
     """
 
     model_type = "swinbert"
@@ -210,7 +212,7 @@ class SwinBertConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if not __name__.startswith("transformers_modules."):
-            # Where the package is installed, its own pipeline serves the task, and nobody has to trust remote code.
+            # The installed package registers the pipeline itself, without `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
         geometry = {name: kwargs.pop(name) for name in ("num_frames", "image_size") if name in kwargs}
         super().__post_init__(**kwargs)
@@ -243,7 +245,7 @@ class SwinBertConfig(PreTrainedConfig):
         self.num_video_tokens = math.prod(self.vision_config.output_grid)
 
     def validate_architecture(self):
-        """Raises `ValueError` where two fields contradict each other, saying what to change."""
+        """Raises `ValueError` if two fields contradict each other, saying what to change."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` {self.hidden_size} does not divide into {self.num_attention_heads} heads"

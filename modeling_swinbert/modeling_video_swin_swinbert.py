@@ -71,7 +71,7 @@ class VideoSwinPatchEmbed(nn.Module):
         return map_frame_chunks(self.embed, pixel_values_videos, multiple=self.patch_size[0])
 
     def embed(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """As `forward`, at once."""
+        """As `forward`, without chunks."""
         pixels = pixel_values_videos.transpose(1, 2)  # (B, C, T, H, W)
         pad_t, pad_h, pad_w = (-size % patch for size, patch in zip(pixels.shape[2:], self.patch_size, strict=True))
         if pad_t or pad_h or pad_w:
@@ -92,7 +92,7 @@ class VideoSwinMLP(nn.Module):
         (R, C) -> the same shape.
 
         Args:
-            keep_activations: whether the backward pass finds the activation function's output stored, or computes it.
+            keep_activations: whether to store the activation function's output for the backward pass, or recompute it.
         """
         inner = self.fc1(hidden_states)
         activations = self.act(inner)
@@ -129,7 +129,7 @@ class VideoSwinBlock(GradientCheckpointingLayer):
     def mix(
         self, hidden_states: torch.Tensor, plan: WindowPlan, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `forward`, at once: attention within windows, then the MLP, each with a residual connection."""
+        """As `forward`, without chunks: attention within windows, then the MLP, each with a residual connection."""
         attended, weights = self.attn(self.norm1(hidden_states), plan, output_attentions)
         hidden_states = hidden_states + drop_path(attended, self.drop_path_rate, self.training, plan)
         # Checkpointing stores no activations in any case, and its hooks on saved tensors must not be overridden.
@@ -151,7 +151,7 @@ class VideoSwinPatchMerging(nn.Module):
         return map_frame_chunks(self.merge, hidden_states)
 
     def merge(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """As `forward`, at once."""
+        """As `forward`, without chunks."""
         height, width = hidden_states.shape[2:4]
         if height % 2 or width % 2:
             hidden_states = F.pad(hidden_states, (0, 0, 0, width % 2, 0, height % 2))

@@ -1,4 +1,4 @@
-"""`swinbert bench`: peers that compute the same, tables that say what was measured, and nothing measured twice."""
+"""`swinbert bench`: peers compute the same, tables report the measurements, no part is measured twice."""
 
 import json
 import platform
@@ -29,7 +29,7 @@ def test_torchvisions_backbone_computes_the_same(bench):
 
 @torch.no_grad()
 @pytest.mark.parametrize("sparse_mask", ["none", "soft", "hard"])
-def test_the_restated_algorithm_writes_the_same_captions(sparse_mask):
+def test_the_original_algorithm_writes_the_same_captions(sparse_mask):
     model = tiny_model("e8", sparse_mask)
     pixels = torch.randn(2, 8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     features = model.model.video_encoder(pixels).last_hidden_state
@@ -38,7 +38,7 @@ def test_the_restated_algorithm_writes_the_same_captions(sparse_mask):
     assert not torch.equal(captions[0], captions[1])
 
 
-def test_the_restated_training_step_has_the_same_gradient(bench):
+def test_the_original_training_step_has_the_same_gradient(bench):
     model, pixels = bench.build(), bench.pixels()
     ids = torch.tensor([[101, 103, 150, 103]])
     labels = torch.tensor([[-100, 120, -100, 102]])
@@ -81,10 +81,10 @@ def test_operations_are_counted():
     assert rows[0].flop == 2 * 8 * 16 * 4
 
 
-def test_contestants_take_turns():
+def test_calls_take_turns():
     turns = []
-    contestants = {name: lambda name=name: turns.append(name) for name in "ab"}
-    rows, _ = measurement.compare(contestants, 3, CPU, lambda message: None)
+    calls = {name: lambda name=name: turns.append(name) for name in "ab"}
+    rows, _ = measurement.compare(calls, 3, CPU, lambda message: None)
     assert "".join(turns) == "ab" + "ababab"  # once for memory and operations
     assert [len(row.seconds) for row in rows] == [3, 3]
 

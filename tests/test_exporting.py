@@ -1,4 +1,4 @@
-"""A captioner as two graphs: the same captions in ONNX Runtime."""
+"""An exported captioner writes the same captions in ONNX Runtime."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +44,7 @@ def pixels(folder):
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_same_captions(model, exported, pixels, clips, options, monkeypatch):
     expected = model.generate(pixel_values_videos=pixels[:clips], **options)
-    monkeypatch.setattr(torch.nn.Linear, "forward", None)  # no module of the model is at work
+    monkeypatch.setattr(torch.nn.Linear, "forward", None)  # the graphs use no module of the model
     ids = exported.generate(pixel_values_videos=pixels[:clips], **options)
     assert torch.equal(ids, expected)
 
@@ -70,7 +70,7 @@ def test_folder_is_complete(folder):
         ({"pixel_values_videos": None}, "describes clips"),
     ],
 )
-def test_what_graphs_cannot_do(exported, pixels, inputs, message):
+def test_unsupported_inputs_raise(exported, pixels, inputs, message):
     with pytest.raises(ValueError, match=message):
         exported.generate(**{"pixel_values_videos": pixels[:1], **inputs})
 

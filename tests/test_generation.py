@@ -1,4 +1,4 @@
-"""Captions against the original's, and every way to generate against a plain recomputation of the whole sequence."""
+"""Captions against the original's, and every mode of `generate` against recomputing the whole sequence."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""Linear layers in eight bits."""
+"""int8 linear layers: accuracy, models, the command line."""
 
 import copy
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_a_layer_is_near_its_original(bias):
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(96, 40, bias=bias)
     linear.weight.copy_(torch.randn(40, 96, generator=generator))
-    linear.weight[3] *= 1000  # one scale for each output: the others are none the worse
+    linear.weight[3] *= 1000  # scales are per output, so the others keep their precision
     linear.weight[5] = 0
     states = torch.randn(7, 5, 96, generator=generator)
     found, expected = Int8Linear(linear)(states), linear(states)
@@ -33,7 +33,7 @@ def test_a_layer_is_near_its_original(bias):
 
 
 @torch.no_grad()
-def test_a_model_in_eight_bits():
+def test_an_int8_model():
     model = SwinBertForVideoCaptioning.from_pretrained(swinbert.bundled_model()).eval()
     vision = model.config.vision_config
     pixels = torch.randn(2, vision.num_frames, 3, *vision.frame_size, generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def test_a_model_in_eight_bits():
     assert torch.equal(copy.deepcopy(small).model.video_encoder(pixels).last_hidden_state, found)
 
 
-def test_a_model_in_eight_bits_is_not_saved(tmp_path):
+def test_an_int8_model_is_not_saved(tmp_path):
     small = quantize_linear(SwinBertForVideoCaptioning.from_pretrained(swinbert.bundled_model()))
     with pytest.raises(TypeError, match="cannot be saved"):
         small.save_pretrained(tmp_path)
@@ -63,7 +63,7 @@ def test_other_precisions_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["bundled", "GIT"])
-def test_the_command_captions_in_eight_bits(kind, tmp_path, monkeypatch):
+def test_the_command_captions_in_int8(kind, tmp_path, monkeypatch):
     model = write_git_folder(tmp_path) if kind == "GIT" else swinbert.bundled_model()
     used = []
     quantise = quantization.quantize_linear

@@ -240,6 +240,31 @@ def test_captions_of_one_clip_share_it():
         model(input_ids=texts[:5], pixel_values_videos=batch["pixel_values_videos"])
 
 
+def test_outputs_carry_the_video_features_of_pixels_encoded_in_the_call():
+    model = SwinBertForVideoCaptioning(small_config()).eval()
+    batch = small_batch()
+    outputs, features = model(**batch), model.get_video_features(batch["pixel_values_videos"])
+    for name in ("last_hidden_state", "pooler_output"):
+        torch.testing.assert_close(outputs.video_outputs[name], features[name])
+    encoded = model(input_ids=batch["input_ids"], video_key_values=outputs.video_key_values)
+    assert encoded.video_outputs is None
+    torch.testing.assert_close(encoded.logits, outputs.logits)
+    as_tuple = model(**batch, return_dict=False)
+    assert len(as_tuple) == len(outputs) and isinstance(as_tuple[list(outputs).index("video_outputs")], tuple)
+
+
+def test_the_deprecated_name_of_the_cache_is_renamed_with_a_warning():
+    model = SwinBertForVideoCaptioning(small_config()).eval()
+    batch = small_batch()
+    expected = model(**batch).logits[:, -1]
+    video = model.encode_video(batch["pixel_values_videos"]).video_key_values
+    cache = model(input_ids=batch["input_ids"][:, :-1], video_key_values=video).cache
+    with pytest.warns(FutureWarning, match="past_key_values.*Use `cache`"):
+        outputs = model(input_ids=batch["input_ids"][:, -1:], video_key_values=video, past_key_values=cache)
+    torch.testing.assert_close(outputs.logits[:, -1], expected, atol=1e-5, rtol=0)
+    assert outputs.past_key_values is outputs.cache is cache
+
+
 def test_attention_weights_of_texts_that_share_a_clip():
     model = SwinBertForVideoCaptioning(small_config()).eval()
     model.set_attn_implementation("eager")

@@ -1,4 +1,4 @@
-"""Weights in fewer bits, by `from_pretrained(quantization_config=...)`, on a CPU."""
+"""Quantised weights by `from_pretrained(quantization_config=...)` on a CPU."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,10 +35,10 @@ def pixels():
 
 
 def check(model, pixels):
-    """Captions are those of the whole weights, or near them: of a model that was not trained for it, no more is due."""
-    whole = AutoModelForImageTextToText.from_pretrained(swinbert.bundled_model())
+    """First words are those of the float32 model, and their probabilities are close to its."""
+    float32 = AutoModelForImageTextToText.from_pretrained(swinbert.bundled_model())
     options = {"return_dict_in_generate": True, "output_scores": True}
-    expected = whole.generate(pixel_values_videos=pixels, **options)
+    expected = float32.generate(pixel_values_videos=pixels, **options)
     found = model.generate(pixel_values_videos=pixels, **options)
     assert torch.equal(found.sequences[:, :2], expected.sequences[:, :2])
     torch.testing.assert_close(found.scores[0].softmax(-1), expected.scores[0].softmax(-1), atol=0.05, rtol=0)

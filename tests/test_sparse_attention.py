@@ -1,4 +1,4 @@
-"""Skipping dead entries of the sparse mask: equal to the dense attention, and never out of date."""
+"""Attention that skips dead entries of the sparse mask: equal to the dense one, with a plan that is never stale."""
 
 import copy
 
@@ -16,14 +16,14 @@ ALIVE, DEAD = 8.0, -4.0
 
 @pytest.fixture
 def blocks_cost_nothing(monkeypatch):
-    """So that small models take them."""
+    """So that plans of small models have blocks."""
     monkeypatch.setattr(sparse_attention, "_COST_OF_BLOCK", 0)
     monkeypatch.setattr(sparse_attention, "_COST_OF_COLUMN", 0)
     monkeypatch.setattr(sparse_attention, "_ROWS_OF_BLOCK", (2,))
 
 
 def make_model(path: str, **overrides) -> SwinBertForVideoCaptioning:
-    """Of 2 x 2 x 2 x 4 = 32 tokens; on the path `"blocks"` some see themselves alone, and some a few others."""
+    """A model of 32 video tokens; on the path `"blocks"`, some attend to themselves only and some to a few others."""
     torch.manual_seed(0)
     config = small_config(num_hidden_layers=3, image_size=32, **overrides)
     config.vision_config.drop_path_rate = 0.0
@@ -84,7 +84,7 @@ def test_equals_dense_attention(blocks_cost_nothing, path, mask):
 
 @pytest.mark.parametrize("name", [name for name, case in TINY["cases"].items() if case["mask"] != "none"])
 def test_equals_the_original(blocks_cost_nothing, name):
-    """With masks and clips of which the original's outputs are known."""
+    """On the golden cases, whose masks have dead entries."""
     case = TINY["cases"][name]
     model = tiny_model(case["clip"], case["mask"], label_smoothing=case["label_smoothing"])
     assert plan_of(model).path == "blocks"
@@ -172,7 +172,7 @@ def test_a_mask_used_in_inference_mode_can_be_trained(blocks_cost_nothing):
     assert model.model.projector.linear_1.weight.grad.abs().sum() > 0
 
 
-def test_scores_that_reach_over_the_penalty_are_served_by_the_dense_attention(blocks_cost_nothing):
+def test_clips_beyond_the_score_margin_go_through_dense_attention(blocks_cost_nothing):
     """Here a penalty of -474 would be dead, but scores differ by more."""
     model, batch = make_model("identity"), make_batch()
     with torch.no_grad():
@@ -225,7 +225,7 @@ def test_nan_is_not_skipped(blocks_cost_nothing):
 
 
 def test_dropout_of_a_token_that_sees_itself():
-    """As of any weight of 1: whole heads drop out, the others grow."""
+    """Dropout of a weight of 1: whole heads are dropped, the others scaled."""
     plan = plan_attention(lambda rows: local_bias(64, 0)[rows], 64, torch.device("cpu"))
     value = torch.ones(2, 64, 4, 8)
     dropped = planned_attention(plan, None, value, value, torch.empty(0), 1.0, dropout=0.25)
@@ -234,7 +234,7 @@ def test_dropout_of_a_token_that_sees_itself():
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
 
 
-def test_dense_where_it_cannot_be_known():
+def test_dense_where_the_mask_cannot_be_read():
     config = small_config()
     with torch.device("meta"):
         assert SparseVideoMask(config).plan().is_dense

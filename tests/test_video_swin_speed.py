@@ -125,23 +125,23 @@ def test_training_keeps_no_attention_weights():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_computes_activations_again(monkeypatch, checkpointing):
+def test_training_recomputes_activations(monkeypatch, checkpointing):
     model, video = small_model().train(), clips(2, 6, 40, 36)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    given: list[weakref.ref] = []
+    activations: list[weakref.ref] = []
     for module in model.modules():
         if isinstance(module, video_swin.VideoSwinMLP):
-            module.act.register_forward_hook(lambda _, arguments, output: given.append(weakref.ref(output)))
+            module.act.register_forward_hook(lambda _, arguments, output: activations.append(weakref.ref(output)))
     found = []
-    for forgets in (True, False):
-        if not forgets:
+    for recomputes in (True, False):
+        if not recomputes:
             monkeypatch.setattr(video_swin, "recompute_in_backward", lambda *_: contextlib.nullcontext())
-        given.clear()
+        activations.clear()
         model.zero_grad()
         output = model(video).last_hidden_state
-        assert len(given) == 4
-        assert sum(each() is not None for each in given) == (0 if forgets or checkpointing else 4)
+        assert len(activations) == 4
+        assert sum(each() is not None for each in activations) == (0 if recomputes or checkpointing else 4)
         output.square().mean().backward()
         found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     for name, gradient in found[0].items():

@@ -1,4 +1,4 @@
-"""`swinbert bench`: what captioning costs, in stages, beside a plain re-statement of the original and other peers."""
+"""`swinbert bench`: the cost of captioning, stage by stage, against the original's algorithm and other models."""
 
 from . import report
 from .suite import PARTS, Table, run

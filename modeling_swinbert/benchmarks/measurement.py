@@ -1,4 +1,4 @@
-"""Seconds, memory, floating point operations, and the machine that they were measured on."""
+"""Measurement of time, memory and floating point operations, and a description of the machine."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from swinbert.cpu_swinbert import available_cores, has_faster_onednn, onednn_product
 
-# What decides which kernels a CPU gets.
+# Instruction sets that decide which kernels run on a CPU.
 _CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _LIBRARIES = ("torch", "torchvision", "transformers", "av", "decord", "torchcodec")
 
@@ -27,16 +27,16 @@ _LIBRARIES = ("torch", "torchvision", "transformers", "av", "decord", "torchcode
 @dataclass
 class Row:
     """
-    One line of a table: a piece of work, by one contestant.
+    One row of a table: a call and its measurements.
 
     Args:
-        name: who or what was measured.
-        seconds: of each round, for one call.
-        cpu_seconds: of all threads of the process in these rounds; what else ran on the machine is not in them.
-        items: clips, or words, that a call deals with.
-        flop: floating point operations of a call, matrix products alone; a multiply-add counts two.
-        peak_bytes: by how much memory grew in a call, beyond what it found there (weights, inputs).
-        note: what a reader must know.
+        name: name of the call.
+        seconds: wall time of one call in each round.
+        cpu_seconds: CPU time of all threads of the process in these rounds, which other processes do not influence.
+        items: number of clips, or words, that one call processes.
+        flop: floating point operations of the matrix products of a call; a multiply-add counts two.
+        peak_bytes: peak memory of a call, beyond what was allocated before it (weights, inputs).
+        note: remark for the reader.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Row:
         return statistics.median(self.seconds)
 
     def measure(self, call: Callable[[], object], device: torch.device) -> None:
-        """One round."""
+        """Adds one round."""
         cpu = time.process_time()
         self.seconds.append(seconds_of(call, device))
         self.cpu_seconds.append(time.process_time() - cpu)
 
 
 class _Operations(TorchDispatchMode):
-    """Counts what there is a formula for, as torch's own counter does, but without hooks on modules."""
+    """Counts operations by torch's formulas. Unlike torch's own counter it sets no hooks on modules."""
 
     flop = 0
 
@@ -80,27 +80,27 @@ def synchronise(device: torch.device) -> None:
 
 
 def compare(
-    contestants: dict[str, Callable[[], object]],
+    calls: dict[str, Callable[[], object]],
     rounds: int,
     device: torch.device,
     progress: Callable[[str], None],
     items: int = 1,
 ) -> tuple[list[Row], list[Any]]:
     """
-    Calls all contestants once for their memory and operations, then once each in every round: what the machine does
-    besides meets all alike.
+    Measures memory and operations of each call once, then the time of each call in every round. The calls alternate, so
+    that other load of the machine affects all of them alike.
 
     Returns:
-        A row for each, and what each returned.
+        A row and the result of each call.
     """
     rows, results = [], []
-    for name, call in contestants.items():
+    for name, call in calls.items():
         progress(f"{name}, memory and operations")
         with _Operations() as operations:
             peak_bytes, result = peak_memory(call, device)
         rows.append(Row(name, items=items, flop=operations.flop or None, peak_bytes=peak_bytes))
         results.append(result)
-    take_turns(rows, contestants.values(), rounds, device, progress)
+    take_turns(rows, calls.values(), rounds, device, progress)
     return rows, results
 
 
@@ -111,7 +111,7 @@ def take_turns(
     device: torch.device,
     progress: Callable[[str], None],
 ) -> None:
-    """Measures the call of each row once in every round."""
+    """Measures the time of each row's call once in every round."""
     calls = list(calls)
     for number in range(rounds):
         for row, call in zip(rows, calls, strict=True):
@@ -129,8 +129,8 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> tuple[int | None, Any]:
     """
-    Bytes by which the memory of the process, or of the GPU, grew during a call, `None` where that is not known; and
-    what the call returned.
+    Bytes by which the memory of the process, or of the GPU, grew during a call, or `None` if the system does not tell;
+    and the result of the call.
     """
     gc.collect()
     if device.type == "cuda":
@@ -141,12 +141,12 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> tuple[int |
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before, result
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not reused unseen
-    can_tell = _reset_peak()
+        ctypes.CDLL(None).malloc_trim(0)  # or the call would reuse freed memory unnoticed
+    can_measure = _reset_peak()
     before = _status("VmRSS")
     result = call()
     after = _status("VmHWM")
-    return after - before if can_tell and before is not None and after is not None else None, result
+    return after - before if can_measure and before is not None and after is not None else None, result
 
 
 def _reset_peak() -> bool:
@@ -157,7 +157,7 @@ def _reset_peak() -> bool:
 
 
 def _status(name: str) -> int | None:
-    """A line of Linux's account of this process, in bytes."""
+    """A field of /proc/self/status in bytes; `None` where there is no such file."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{name}:"):
@@ -166,17 +166,17 @@ def _status(name: str) -> int | None:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second of the machine in a square matrix product: the best of some, after a first, by any library."""
+    """FLOP per second of the machine in a square matrix product: the fastest of several runs and libraries."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    ways: list[Callable[[], object]] = [lambda: a @ b]
+    products: list[Callable[[], object]] = [lambda: a @ b]
     if has_faster_onednn() and device.type == "cpu" and dtype == torch.float32:
-        ways.append(lambda: onednn_product(a, b))
-    return 2 * size**3 / min(seconds_of(way, device) for way in ways for _ in range(6))
+        products.append(lambda: onednn_product(a, b))
+    return 2 * size**3 / min(seconds_of(product, device) for product in products for _ in range(6))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What speed depends on, and nothing that names the machine or its owner."""
+    """Properties of the machine that speed depends on; none that identifies it or its owner."""
     about: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": available_cores(),

@@ -1,11 +1,11 @@
 """
-What SwinBERT is measured against, with the same weights and the same results where it is the same model.
+Models that SwinBERT is measured against.
 
-The original's algorithm is re-stated in plain torch: every word runs all positions, `[CLS] w1 ... wt [MASK]` and then
-the video tokens, through all layers of one BERT, with naive attention under one additive mask; nothing is kept from one
-word to the next. Its backbone is torchvision's, which computes the same.
+The original's algorithm is written in plain torch, with the same weights and results as ours: for every word, all
+positions, `[CLS] w1 ... wt [MASK]` and then the video tokens, pass through all layers of one BERT, with naive attention
+under one additive mask; nothing is cached between words. Its backbone is torchvision's, which computes the same.
 
-Shapes: B clips, N video tokens, L text tokens, C channels of the backbone.
+Shapes: B clips, T frames, N video tokens, L text tokens, C channels of the backbone.
 """
 
 import math
@@ -71,8 +71,7 @@ def mask_values(model: SwinBertForVideoCaptioning) -> torch.Tensor:
 
 def original_bias(values: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
     """
-    (L + N, L + N), to add to scores: a triangle for text, text sees all video, video sees video through `values` and
-    sees no text.
+    (L + N, L + N) to add to scores: text is causal and sees all video, video sees video through `values` and no text.
     """
     size = length + len(values)
     seen = torch.zeros(size, size, device=values.device)
@@ -87,7 +86,7 @@ def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
 
 
 def _naive_attention(attention: nn.Module, hidden: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
-    """(B, L + N, hidden_size) -> the same; scores, their softmax and the permuted copies are all made in memory."""
+    """(B, L + N, hidden_size) -> the same shape; scores, their softmax and permuted copies are stored in memory."""
     batch, length, size = hidden.shape
 
     def split(states: torch.Tensor) -> torch.Tensor:
@@ -102,7 +101,7 @@ def _naive_attention(attention: nn.Module, hidden: torch.Tensor, bias: torch.Ten
 def original_logits(
     model: SwinBertForVideoCaptioning, ids: torch.Tensor, features: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """(B, L, vocab_size) from tokens (B, L) and the backbone's output (B, N, C), all of it computed."""
+    """Logits (B, L, vocab_size) of tokens (B, L) and the backbone's output (B, N, C), without any cache."""
     config, core = model.config, model.model
     hidden_dropout, attention_dropout = (
         (config.hidden_dropout_prob, config.attention_probs_dropout_prob) if model.training else (0.0, 0.0)
@@ -129,7 +128,7 @@ def original_caption(model: SwinBertForVideoCaptioning, features: torch.Tensor, 
     Greedy captions (B, 1 + words), `[CLS]` first and never ended early, from the backbone's output (B, N, C).
 
     Args:
-        model: of `sparse_mask_form` "penalty", evaluating; its weights are used and none of its code.
+        model: in evaluation mode, with `sparse_mask_form` "penalty"; only its weights are used.
     """
     values = mask_values(model)
     ids = torch.full((len(features), 1), model.config.bos_token_id, device=features.device)
@@ -147,7 +146,7 @@ def original_training_step(
     ids: torch.Tensor,
     labels: torch.Tensor,
 ) -> torch.Tensor:
-    """Forward and backward of the masked language model and of the sparsity loss; the loss."""
+    """Forward and backward pass of the masked language model and of the sparsity loss; returns the loss."""
     bias = original_bias(mask_values(model), ids.shape[1], model.dtype)
     logits = original_logits(model, ids, backbone(pixels), bias)
     loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

@@ -1,4 +1,4 @@
-"""Measurements as Markdown and as a picture."""
+"""Measurements as Markdown tables and as a plot."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from .suite import Table
 
 def markdown(table: Table, peak: float) -> str:
     """
-    A table: median seconds and their range, ratio to the baseline (for each item, median over rounds), and what else
-    was measured.
+    A table as Markdown: median seconds and their range, speed-up over the baseline (per item, median over rounds), and
+    the other measurements.
 
     Args:
-        peak: FLOP a second of the machine's matrix product.
+        peak: FLOP per second of a matrix product on this machine.
     """
     measured = {row.name: row for row in table.rows if row.seconds}
     base = measured.get(table.baseline or "")
@@ -48,7 +48,7 @@ def _line(cells) -> str:
 
 
 def _heading(results: dict[str, Any]) -> str:
-    """Machine, settings and peak."""
+    """Machine, settings and matrix peak as a list in Markdown."""
     facts = {**results["machine"], **results["settings"]}
     lines = [
         f"- {name.replace('_', ' ')}: {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -59,7 +59,7 @@ def _heading(results: dict[str, Any]) -> str:
 
 
 def _plot(tables: Sequence[Table], path: Path) -> None:
-    """One panel for each table: the median in seconds, and the range from the fastest to the slowest round."""
+    """Plots a panel for each table: median seconds, and from the fastest to the slowest round. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,4 +1,4 @@
-"""The parts of the benchmark, in the order of the data: decode, preprocess, encode, words; then what scales."""
+"""The parts of the benchmark, in the order of the data: decode, preprocess, encode, words; then scaling."""
 
 import copy
 import functools
@@ -29,16 +29,16 @@ from swinbert.processing.clip_reading_swinbert import ReadAhead
 from .measurement import Row, compare, machine, matrix_peak, take_turns
 from .peers import TorchvisionSwin, git_model, original_caption, original_training_step
 
-# Of the off-diagonal entries of the sparse mask, scattered at random. The paper finds that over 95 % end at zero.
+# Share of off-diagonal entries of the sparse mask that are alive, at random places. In the paper it is below 5 %.
 LIVE_SHARE = 0.05
 OVERLAP_CLIPS = 50
-# Values of the mask's logits at which an entry is certainly open, or closed.
-_OPEN, _CLOSED = 20.0, -20.0
+# Logits of the mask at which an entry is certainly alive, or dead.
+_LIVE, _DEAD = 20.0, -20.0
 
 
 @dataclass
 class Table:
-    """What was measured side by side; `baseline` names the row that the others are compared with."""
+    """Rows that were measured in alternation; `baseline` names the row that the others are compared with."""
 
     title: str
     rows: list[Row]
@@ -46,18 +46,18 @@ class Table:
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Table":
-        """From what `asdict` made of one."""
+        """The table of a dictionary by `asdict`."""
         return cls(saved["title"], [Row(**row) for row in saved["rows"]], saved["baseline"])
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is: the released base model on real clips, or the same in seconds."""
+    """Sizes of models and clips: those of the released base model, or tiny ones that take seconds."""
 
     config: dict[str, Any]
     git: dict[str, Any]
     words: int
-    clips: dict[str, tuple[int, int, int, int]]  # name: width, height, frames, frames from key frame to key frame
+    clips: dict[str, tuple[int, int, int, int]]  # name: width, height, frames, frames between key frames
     frames: tuple[int, ...]
     batches: tuple[int, ...]
 
@@ -114,7 +114,7 @@ SIZES = {
 
 
 class Bench:
-    """The model, its inputs and the settings, each made when it is first needed."""
+    """Models, inputs and settings of a benchmark; models and inputs are built on first use."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Bench:
         return self.build()
 
     def build(self, num_frames: int | None = None) -> SwinBertForVideoCaptioning:
-        """With random weights: speed does not depend on them, but for those of the mask."""
+        """A model with random weights; of these, speed depends on the mask's only."""
         self.progress("building a model")
         config = SwinBertConfig(**self.size.config)
         if num_frames is not None:
@@ -155,21 +155,21 @@ class Bench:
 
     @functools.cached_property
     def model_in_int8(self) -> SwinBertForVideoCaptioning | None:
-        """The model's copy with linear layers in eight bits, where these are an alternative."""
+        """A copy of the model with int8 linear layers, or `None` where they cannot be used."""
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return None
         return quantize_linear(copy.deepcopy(self.model))
 
     @functools.cached_property
     def model_in_bfloat16(self) -> SwinBertForVideoCaptioning | None:
-        """The model's copy in bfloat16, where a CPU computes in it."""
+        """A copy of the model in bfloat16, or `None` where the CPU does not compute in it."""
         if self.device.type != "cpu" or self.dtype != torch.float32 or not computes_in_bfloat16(self.device):
             return None
         return copy.deepcopy(self.model).to(torch.bfloat16)
 
     @functools.cached_property
     def compiled_encoder(self) -> Any:
-        """Where a compiler gains most: on a GPU, between products; else `None`."""
+        """The compiled encoder on a GPU, where compiling gains most; else `None`."""
         return torch.compile(self.model.model.video_encoder) if self.device.type == "cuda" else None
 
     @functools.cached_property
@@ -182,7 +182,7 @@ class Bench:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
 
     def generation(self, num_beams: int = 1) -> dict[str, int]:
-        """So many words in any case, after [CLS]."""
+        """Options for captions of exactly the configured number of words, after [CLS]."""
         return {"max_length": 1 + self.size.words, "min_length": 1 + self.size.words, "num_beams": num_beams}
 
     def caption(self, model: SwinBertForVideoCaptioning, pixels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -193,7 +193,7 @@ class Bench:
         return self.model.model.video_encoder(pixels).last_hidden_state
 
     def prefill(self, features: torch.Tensor) -> Any:
-        """Keys and values of the clip."""
+        """Keys and values of a clip, from the backbone's output (B, N, C)."""
         projected = self.model.model.projector(features)
         return self.model.encode_video(video_features=projected).video_key_values
 
@@ -204,7 +204,7 @@ class Bench:
         return SwinBertProcessor(video_processor_for(self.config), BertTokenizer(vocab=words))
 
     def clip_files(self) -> dict[str, Path]:
-        """Given clips, or generated ones, by name."""
+        """Paths of the given clips, or of generated ones, by name."""
         if self.clips:
             return {path.name: path for path in self.clips}
         files = {}
@@ -215,20 +215,20 @@ class Bench:
                 write_clip(files[name], *geometry)
         return files
 
-    def compare(self, contestants: dict[str, Callable[[], Any]], **kwargs: Any) -> tuple[list[Row], list[Any]]:
-        return compare(contestants, self.rounds, self.device, self.progress, **kwargs)
+    def compare(self, calls: dict[str, Callable[[], Any]], **kwargs: Any) -> tuple[list[Row], list[Any]]:
+        return compare(calls, self.rounds, self.device, self.progress, **kwargs)
 
 
 @torch.no_grad()
 def set_live_share(model: SwinBertForVideoCaptioning, share: float) -> None:
-    """Opens that share of the mask's off-diagonal entries, at random, and closes the others."""
+    """Makes a share of the mask's off-diagonal entries alive, at random places, and the others dead."""
     weight = model.model.sparse_mask.weight
-    is_open = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < share
-    weight.copy_(torch.where(is_open, _OPEN, _CLOSED))
+    is_live = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < share
+    weight.copy_(torch.where(is_live, _LIVE, _DEAD))
 
 
 def write_clip(path: Path, width: int, height: int, num_frames: int, group: int) -> None:
-    """H.264 at 30 frames a second with three B-frames: a grainy picture that pans, under a light that changes."""
+    """Writes an H.264 clip at 30 frames per second with three B-frames: a panning grainy picture of changing colour."""
     grain = np.random.default_rng(0).integers(64, 192, (height // 8 + 16, width // 8 + 64), dtype=np.uint8)
     picture = grain.repeat(8, 0).repeat(8, 1)
     with av.open(str(path), "w") as container:
@@ -314,30 +314,30 @@ def stages(bench: Bench) -> list[Table]:
 
 
 def encoder(bench: Bench) -> list[Table]:
-    clips = 1 if bench.device.type == "cpu" else 16  # one alone does not fill a GPU
+    clips = 1 if bench.device.type == "cpu" else 16  # a single clip does not fill a GPU
     pixels = bench.pixels(clips)
-    contestants = {"torchvision": lambda: bench.backbone(pixels), "swinbert": lambda: bench.features(pixels)}
+    calls = {"torchvision": lambda: bench.backbone(pixels), "swinbert": lambda: bench.features(pixels)}
     if (in_bfloat16 := bench.model_in_bfloat16) is not None:
-        contestants["swinbert, bfloat16"] = lambda: in_bfloat16.model.video_encoder(pixels)
+        calls["swinbert, bfloat16"] = lambda: in_bfloat16.model.video_encoder(pixels)
     if (in_int8 := bench.model_in_int8) is not None:
-        contestants["swinbert, int8"] = lambda: in_int8.model.video_encoder(pixels)
+        calls["swinbert, int8"] = lambda: in_int8.model.video_encoder(pixels)
     if (compiled := bench.compiled_encoder) is not None:
         compiled(pixels)
-        contestants["swinbert, compiled"] = lambda: compiled(pixels)
-    rows, _ = bench.compare(contestants, items=clips)
+        calls["swinbert, compiled"] = lambda: compiled(pixels)
+    rows, _ = bench.compare(calls, items=clips)
     for row in rows:
-        row.flop = rows[0].flop  # the same arithmetic; some fused kernels are not counted
+        row.flop = rows[0].flop  # the same arithmetic; the counter does not know all fused kernels
     title = "Video encoder, the same weights" + (f", {clips} clips at once" if clips > 1 else "")
     return [Table(title, rows, "torchvision")]
 
 
 def words(bench: Bench) -> list[Table]:
     features = bench.features(bench.pixels())
-    contestants = {
+    calls = {
         "original's algorithm": lambda: original_caption(bench.model, features, bench.size.words),
         "swinbert": lambda: bench.model.generate(video_key_values=bench.prefill(features), **bench.generation()),
     }
-    rows, captions = bench.compare(contestants)
+    rows, captions = bench.compare(calls)
     rows[1].note = _agreement(*captions)
     title = f"Backbone's output to a caption of {bench.size.words} words, {LIVE_SHARE:.0%} of the mask alive"
     return [Table(title, rows, "original's algorithm")]
@@ -349,16 +349,16 @@ def caption(bench: Bench) -> list[Table]:
     side = git.config.vision_config.image_size
     pictures = torch.randn(1, 6, 3, side, side).to(bench.device, bench.dtype)
     start = torch.tensor([[101]], device=bench.device)
-    contestants = {
+    calls = {
         "original's algorithm": lambda: original_caption(bench.model, bench.backbone(pixels), bench.size.words),
         "swinbert": lambda: bench.caption(bench.model, pixels),
         "GIT, 6 frames": lambda: git.generate(pixel_values=pictures, input_ids=start, **bench.generation()),
     }
     if (in_bfloat16 := bench.model_in_bfloat16) is not None:
-        contestants["swinbert, bfloat16"] = lambda: bench.caption(in_bfloat16, pixels)
+        calls["swinbert, bfloat16"] = lambda: bench.caption(in_bfloat16, pixels)
     if (in_int8 := bench.model_in_int8) is not None:
-        contestants["swinbert, int8"] = lambda: bench.caption(in_int8, pixels)
-    rows, captions = bench.compare(contestants)
+        calls["swinbert, int8"] = lambda: bench.caption(in_int8, pixels)
+    rows, captions = bench.compare(calls)
     rows[1].note = _agreement(*captions[:2])
     rows[2].note = f"{git.num_parameters() / 1e6:.0f} M parameters" + ("" if bench.size.git else ", as GIT-base")
     for row, ids in zip(rows[3:], captions[3:], strict=True):
@@ -382,7 +382,7 @@ def beams(bench: Bench) -> list[Table]:
 
 
 def masks(bench: Bench) -> list[Table]:
-    """The video stream of the fusion encoder under masks of several live shares, and under the bundled model's own."""
+    """The prefix stream of the fusion encoder for several live shares of the mask, and for the bundled model's mask."""
     features = bench.features(bench.pixels())
     core = bench.model.model
     own, others = core.sparse_mask, {}
@@ -413,7 +413,7 @@ def masks(bench: Bench) -> list[Table]:
 
 
 def _plan(mask: SparseVideoMask) -> str:
-    """How the attention under a mask is executed."""
+    """How the attention under a mask is executed, for a note."""
     plan = mask.plan()
     return f"{plan.path}, {plan.executed:.1%} of the entries executed"
 
@@ -437,16 +437,16 @@ def batch(bench: Bench) -> list[Table]:
         pixels = bench.pixels(batch=number)
         name = "one clip" if number == 1 else f"{number} clips"
         caption_all = functools.partial(bench.caption, bench.model, pixels)
-        contestants: dict[str, Callable[[], Any]] = {name: caption_all}
+        calls: dict[str, Callable[[], Any]] = {name: caption_all}
         if bench.compiled_encoder is not None:
-            contestants[f"{name}, compiled"] = functools.partial(_caption_compiled, bench, pixels)
+            calls[f"{name}, compiled"] = functools.partial(_caption_compiled, bench, pixels)
             _caption_compiled(bench, pixels)
-        rows += bench.compare(contestants, items=number)[0]
+        rows += bench.compare(calls, items=number)[0]
     return [Table("Pixels to captions by size of the batch, each clip", rows, baseline)]
 
 
 def _caption_compiled(bench: Bench, pixels: torch.Tensor) -> torch.Tensor:
-    """Encoder and step of decoding, each as a compiled graph."""
+    """Captions by a compiled encoder and a compiled decoding step."""
     key_values = bench.prefill(bench.compiled_encoder(pixels).last_hidden_state)
     return bench.model.generate(video_key_values=key_values, cache_implementation="static", **bench.generation())
 
@@ -516,7 +516,7 @@ def overlap(bench: Bench) -> list[Table]:
 
 
 def _agreement(first: torch.Tensor, second: torch.Tensor) -> str:
-    """Contestants that compute different things prove nothing; in 16 bits, rounding may choose another word."""
+    """Whether two captions are equal: a comparison is fair only then. In 16 bits, rounding may choose another word."""
     return "the same caption" if torch.equal(first, second) else "ANOTHER CAPTION"
 
 
@@ -539,20 +539,20 @@ def run(
     done: Callable[[list[Table], float], None] = lambda tables, peak: None,
 ) -> dict[str, Any]:
     """
-    Measures, part by part, and writes what there is after each into `output`/benchmark.json.
+    Measures part by part, and writes the results after each part to `output`/benchmark.json.
 
-    A part that is in that file, measured with the same settings on the same machine, is not measured again.
+    Parts that this file holds already, with the same settings and machine, are not measured again.
 
     Args:
         parts: names of `PARTS`.
-        progress: gets a line on what is being done.
-        done: gets the tables of every part as it is measured, and the matrix peak in FLOP a second.
+        progress: called with a line before each step.
+        done: called with the tables of each part, and the matrix peak in FLOP per second.
 
     Returns:
-        What is in the file.
+        The content of the file.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: a name is not in `PARTS`.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"There is no part {', '.join(unknown)}: expected some of {', '.join(PARTS)}.")
