@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from swinbert import SwinBertConfig, SwinBertForVideoCaptioning
 from swinbert.benchmarks import PARTS
-from swinbert.cli import app, loading
+from swinbert.captioning.loading import choose_dtype
+from swinbert.cli import app
 from swinbert.cli.messages import lines_and_progress
-from swinbert.cli.options import DType
 from swinbert.processing import VideoDecodeError
 from swinbert.version import __version__
 
@@ -27,20 +27,44 @@ def command():
 @pytest.fixture
 def model(monkeypatch):
     """A stand-in for the model: captions clips by their names; cannot read those that are called bad."""
-    seen: dict = {"clips": []}
-
-    def caption(clip):
-        seen["clips"].append(clip)
-        if "bad" in str(clip["video"]):
-            raise VideoDecodeError(clip["video"], "not_video", "expected a video file, found text.")
-        return [{"generated_text": f"a clip called {str(clip['video']).split('/')[-1]}", "score": -0.5}]
+    seen: dict = {}
 
     def load(name, **options):
         seen.update(options, model=name)
-        return lambda clips, on_error: map(caption, clips)
+        return StandIn(seen)
 
-    monkeypatch.setattr(loading, "load_pipeline", load)
+    monkeypatch.setattr("swinbert.cli.caption.load_captioner_or_exit", load)
     return seen
+
+
+class StandIn:
+    """What the stream of captions needs of a pipeline."""
+
+    device, sampling = torch.device("cpu"), {}
+
+    def __init__(self, seen):
+        self.family, self.clips = self, seen.setdefault("clips", [])
+        self.failure = seen.get("failure", lambda name: None)
+
+    def read(self, video, **sampling):
+        self.clips.append({"video": video, **sampling})
+        if "bad" in str(video):
+            raise VideoDecodeError(video, "not_video", "expected a video file, found text.")
+        return {"number": torch.tensor([len(self.clips) - 1])}
+
+    def forward(self, batch):
+        names = [self.clips[number]["video"].split("/")[-1] for number in batch.get("number", torch.zeros(0)).tolist()]
+        if error := next(filter(None, map(self.failure, names)), None):
+            raise error
+        return {"names": names or [None], "error": batch["error"]}
+
+    def postprocess(self, outputs):
+        (error,), (name,) = outputs["error"], outputs["names"]
+        return [
+            {"generated_text": f"a clip called {name}", "score": -0.5}
+            if error is None
+            else {"generated_text": None, "score": None, "error": error}
+        ]
 
 
 @pytest.fixture
@@ -103,17 +127,12 @@ def test_arguments_that_name_nothing_fail_and_say_so(command, model, folder, arg
     assert f"{folder / argument}: {reason}" in result.stderr
 
 
-def test_unexpected_failure_of_one_clip_is_reported_too(command, monkeypatch, folder):
-    def caption(clip):
-        if clip["video"].endswith("b.mp4"):
-            raise RuntimeError("out of\nmemory")
-        return [{"generated_text": "a caption", "score": -0.5}]
-
-    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: lambda clips, on_error: map(caption, clips))
+def test_unexpected_failure_of_one_clip_is_reported_too(command, model, folder):
+    model["failure"] = lambda name: RuntimeError("out of\nmemory") if name == "b.mp4" else None
     result = command("caption", folder / "b.mp4")
     assert (result.exit_code, result.stderr) == (1, f"swinbert: {folder}/b.mp4: out of memory\n")
     result = command("caption", folder / "b.mp4", folder / "deep/c.webm")
-    assert (result.exit_code, result.stdout) == (1, f"{folder}/deep/c.webm\ta caption\n")
+    assert (result.exit_code, result.stdout) == (1, f"{folder}/deep/c.webm\ta clip called c.webm\n")
 
 
 def test_options_reach_model_and_clip(command, model, folder):
@@ -122,10 +141,11 @@ def test_options_reach_model_and_clip(command, model, folder):
     )
     assert command("caption", folder / "b.mp4", *options.split(), "--revision", "v1").exit_code == 0
     assert model["clips"] == [{"video": str(folder / "b.mp4"), "start": 1.5, "end": 3.0}]
-    assert model["model"] == "some/name" and model["revision"] == "v1" and model["device"] == torch.device("cpu")
+    assert model["model"] == "some/name" and model["revision"] == "v1"
+    assert (model["device"], model["dtype"]) == ("cpu", "float32")
     assert (model["num_frames"], model["num_beams"], model["max_length"]) == (8, 4, 12)
     command("caption", folder / "b.mp4")
-    assert "num_beams" not in set(model) - {"num_beams"} and model["model"] is None
+    assert (model["model"], model["num_beams"], model["max_length"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -134,17 +154,17 @@ def test_options_reach_model_and_clip(command, model, folder):
         ("--start 3 --end 3", "--start 3 must be before --end 3"),
         ("--num-frames 0", "--num-frames"),
         ("--beams 0", "--beams"),
-        ("--device nonsense", "expected auto, cpu, cuda"),
+        ("--device nonsense", "auto, cpu, cuda"),
         ("--format xml", "xml"),
     ],
 )
-def test_wrong_usage_exits_with_2(command, model, folder, options, complaint):
+def test_wrong_usage_exits_with_2(command, folder, options, complaint):
     result = command("caption", folder / "b.mp4", *options.split())
     assert result.exit_code == 2 and complaint in " ".join(result.stderr.split())
-    assert result.stdout == "" and not model["clips"]
+    assert result.stdout == ""
 
 
-def test_cuda_on_a_machine_without_it(command, model, folder, monkeypatch):
+def test_cuda_on_a_machine_without_it(command, folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = command("caption", folder / "b.mp4", "--device", "cuda")
     assert result.exit_code == 1 and "sees no CUDA device" in result.stderr
@@ -154,10 +174,10 @@ def test_auto_dtype_is_bfloat16_only_where_the_cpu_computes_in_it(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert loading.torch_dtype(DType.auto, cpu) is torch.float32
-    assert loading.torch_dtype(DType.bfloat16, cpu) is torch.bfloat16
+    assert choose_dtype("auto", cpu) is torch.float32
+    assert choose_dtype("bfloat16", cpu) is torch.bfloat16
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert loading.torch_dtype(DType.auto, cpu) is torch.bfloat16
+    assert choose_dtype("auto", cpu) is torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -206,14 +226,14 @@ def test_from_files_to_captions(command, git, tmp_path):
 
 def test_without_a_model_the_bundled_one_is_used_and_said_to_be_a_demo(command, git, tmp_path, monkeypatch):
     clip = write_clip(tmp_path / "clip.mp4", 0)
-    monkeypatch.setattr(loading, "bundled_model", lambda: git)
+    monkeypatch.setattr("swinbert.captioning.loading.bundled_model", lambda: git)
     result = command("caption", clip, "--device", "cpu")
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
     for told in ("moving shapes", "--model microsoft/git-base-vatex", "swinbert convert"):
         assert told in result.stderr
-    monkeypatch.setattr(loading, "bundled_model", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("swinbert.captioning.loading.bundled_model", lambda: tmp_path / "nowhere")
     result = command("caption", clip)
-    assert result.exit_code == 1 and "bundled checkpoint is missing" in result.stderr
+    assert result.exit_code == 1 and "bundled model is missing" in result.stderr
 
 
 def test_nothing_is_loaded_for_clips_that_are_not_there(command, model):

@@ -13,15 +13,16 @@ import pytest
 import torch
 import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
 
 from swinbert import SwinBertConfig
+from swinbert.cli import app
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor
 from swinbert.training import train
 from swinbert.training.arguments import SwinBertTrainingArguments, parse_arguments
 from swinbert.training.data.augmentation import shift_clip
 from swinbert.training.data.clip_datasets import ClipDataset, load_clips
 from swinbert.training.data.collators import CaptionCollator, mask_caption
-from swinbert.training.evaluation import evaluate
 from swinbert.training.moving_shapes import make_shapes
 from swinbert.training.tokenization import build_tokenizer
 from swinbert.training.trainer import VideoCaptioningTrainer
@@ -294,10 +295,9 @@ def test_train_and_evaluate(shapes, tmp_path, capsys):
     assert model.generate(**inputs).shape[1] <= model.config.max_caption_length
 
     there = ["--model", str(output), "--dataset", str(shapes), "--output", str(tmp_path / "evaluation")]
-    result = evaluate.main([*there, "--device", "cpu", "--num-workers", "0"])
-    printed = capsys.readouterr()
-    assert json.loads(printed.out.splitlines()[-1]) == result
-    assert result["clips"] == 2 and printed.err.count("reference: ") == 2 - result["exact"]
+    result = CliRunner().invoke(app, ["evaluate", *there, "--device", "cpu", "--num-workers", "0"])
+    scores = json.loads(result.stdout.splitlines()[-1])
+    assert scores["clips"] == 2 and result.stderr.count("reference: ") == 2 - scores["exact"]
 
 
 def test_gradient_accumulation_equals_a_large_batch(shapes, tmp_path):

@@ -218,7 +218,7 @@ class WeightLoader:
         ]
         if problems:
             raise ValueError(
-                f"{source} does not fit this model: {first_names(problems, 4)}. Omit the --config that changes"
+                f"{source} does not fit this model: {first_names(problems)}. Omit the --config that changes"
                 " the shape of these weights."
             )
         with torch.no_grad():
@@ -227,7 +227,7 @@ class WeightLoader:
                 self._from_scratch.pop(name, None)
         self.lines.append(f"{len(tensors)} tensors from {source}")
         if unused := list(unused):
-            self.lines.append(f"not used from {source}: {first_names(unused, 4)}")
+            self.lines.append(f"not used from {source}: {first_names(unused)}")
 
     def report(self) -> list[str]:
         """Lines about the sources of all tensors, the last of them about those that no source has."""

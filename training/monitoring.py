@@ -2,21 +2,18 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 from transformers import EvalPrediction
 
-from swinbert.training.evaluation.scores import corpus_scores
+from swinbert.training.evaluation.scores import Scorer, corpus_scores
 from swinbert.training.metrics import check_tools
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# (clip -> its caption, clip -> its references) -> scores; none where the scorer does not apply.
-Scorer = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], dict[str, float]]
 
 # The scores that are logged; some metrics compute others too.
 _LOGGED = ("Bleu_4", "ROUGE_L", "CIDEr", "CIDEr-D", "METEOR", "SPICE")

@@ -24,9 +24,9 @@ def find_clips(names: Iterable[str], start: float | None = None, end: float | No
     for name in names:
         if name == "-":
             names_on_stdin = (line.strip() for line in sys.stdin if line.strip())
-            found = (each for listed in names_on_stdin for each in _find(listed))
+            found = [each for listed in names_on_stdin for each in _find(listed)]
         else:
-            found = _find(name)
+            found = list(_find(name))
         yield from (Clip(clip, start, end, error=error) for clip, error in found)
 
 

@@ -68,7 +68,7 @@ def caption(
         captioner = load_captioner_or_exit(
             model,
             device=device,
-            dtype=dtype.value,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
             revision=revision,
             num_frames=num_frames,

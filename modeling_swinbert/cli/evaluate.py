@@ -1,5 +1,6 @@
 """`swinbert evaluate`."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -72,45 +73,40 @@ def evaluate(
     dtype: ComputeDType = DType.auto,
     trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
-) -> dict[str, Any]:
+):
     """
     Caption the clips of a split and score the captions, or score a file of captions.
 
     Predictions are written line by line; after an interruption, the same command continues. The scores are printed as
-    one line of JSON, and written to the output folder together with the settings that they depend on. A clip that
-    cannot be read is reported, the other clips are captioned, and the exit code is 1.
+    one line of JSON, and written to the output folder with the settings that they depend on. A clip that cannot be
+    read is reported, the others are captioned, and the exit code is 1.
     """
-    captioning = {"model": model, "num_beams": beams, "max_length": max_length, "num_frames": num_frames}
+    captioning: dict[str, Any] = {
+        "model": model,
+        "num_beams": beams,
+        "max_length": max_length,
+        "num_frames": num_frames,
+    }
     _check_usage(dataset, predictions, references, {**captioning, "limit": limit})
-    loading = {"device": device, "dtype": dtype.value, "trust_remote_code": trust_remote_code, "revision": revision}
+    loading: dict[str, Any] = {"device": device, "revision": revision, "trust_remote_code": trust_remote_code}
     quiet_libraries()
     with needs_extra("train"):
         from swinbert.training.evaluation import evaluate as evaluation
         from swinbert.training.moving_shapes.scoring import exact_content_scores
-    names = None if metrics is None else metrics.split(",")
+    names = metrics and metrics.split(",")
     scoring: dict[str, Any] = {"metrics": names, "scorers": [exact_content_scores], "allow_missing": allow_missing}
     try:
         if predictions is not None:
             result = evaluation.evaluate_file(predictions, dataset, split, references, output, **scoring)
         else:
-            result = evaluation.evaluate_split(
-                lambda: load_captioner_or_exit(**captioning, **loading),
-                str(dataset),
-                split,
-                references,
-                output,
-                limit=limit,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                **scoring,
-            )
+            load = functools.partial(load_captioner_or_exit, **captioning, **loading, dtype=dtype)
+            reading: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "num_workers": num_workers}
+            result = evaluation.evaluate_split(load, str(dataset), split, references, output, **reading, **scoring)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         fail(str(error))
     _report_evaluation(result)
-    typer.echo(json.dumps(result.summary))
     if result.missing or set(names or ()) & result.left_out.keys():
         raise typer.Exit(1)
-    return result.summary
 
 
 def _check_usage(
@@ -125,7 +121,8 @@ def _check_usage(
 
 
 def _report_evaluation(result: "Evaluation") -> None:
-    """Says on stderr what the scores do not show."""
+    """Prints the scores on stdout, and says on stderr what they do not show."""
+    typer.echo(json.dumps(result.summary))
     if "exact" in result.summary and result.references is not None:
         from swinbert.training.moving_shapes.scoring import exact_content
 

@@ -100,8 +100,12 @@ class _ClipReader:
         name = clip_name(clip)
         if name not in self._skipped:
             self._skipped.add(name)
-            text = f"{name} is unreadable ({error.kind}: {error.message}) and replaced by another clip: number"
-            warnings.warn(f"{text} {len(self._skipped)} in this process. `swinbert doctor` lists all.", stacklevel=4)
+            reason = f"{error.kind}: {error.message.rstrip('.')}"
+            warnings.warn(
+                f"{name} is unreadable ({reason}) and replaced by another clip: number {len(self._skipped)} in this"
+                " process. `swinbert doctor` lists all.",
+                stacklevel=4,
+            )
 
 
 class ClipDataset(_ClipReader, torch.utils.data.Dataset):

@@ -29,10 +29,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from swinbert.processing import VideoDecodeError, decode_video
+from swinbert.processing.clip_reading_swinbert import available_cores
 from swinbert.training.data.sources import clip_name, clip_source, load_splits, no_split
 from swinbert.training.splits import spans_overlap
 from swinbert.training.tokenization import build_tokenizer
-from swinbert.utils.cores import available_cores
 from swinbert.utils.files import duplicate_files, write_json
 from swinbert.utils.progress import progress
 
@@ -252,7 +252,7 @@ def _run(
 ) -> Iterator[tuple[_Task, _Check]]:
     """Checks of all tasks, in the order in which they finish. A clip that kills its process is reported as such."""
     if workers is None:
-        workers = min(len(available_cores()), len(tasks))
+        workers = min(available_cores(), len(tasks))
     if not workers:
         _set_splits(splits)
         yield from ((task, _check(*task)) for task in tasks)

@@ -9,9 +9,12 @@ from swinbert.training.families.swinbert import SwinBertFamily
 __all__ = ["CardContents", "Family", "GitFamily", "SwinBertFamily", "model_family"]
 
 
+_FAMILIES: tuple[Family, ...] = (SwinBertFamily(), GitFamily())
+
+
 def model_family(model: str | None) -> Family:
     """
-    The family of a model; SwinBERT for a new model, and for types that no family knows (loading them then fails).
+    The family of a model; SwinBERT for a new model, and for unknown types of models, which it refuses to load.
 
     Args:
         model: folder or Hub id; `None` for a new model.
@@ -20,4 +23,4 @@ def model_family(model: str | None) -> Family:
         OSError: there is no such model.
     """
     model_type = AutoConfig.from_pretrained(model).model_type if model is not None else None
-    return next((family for family in (GitFamily(),) if family.model_type == model_type), SwinBertFamily())
+    return next((family for family in _FAMILIES if family.model_type == model_type), _FAMILIES[0])

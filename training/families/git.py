@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import ModelCardData
 from transformers import AutoProcessor, GitForCausalLM
 
+from swinbert.captioning.families.git import GitFamily as GitCaptioning
+from swinbert.captioning.families.git import git_pixel_values
 from swinbert.processing import SwinBertVideoProcessor, VideoCaptioningPipeline
 from swinbert.training.arguments import DataArguments, ModelArguments
 from swinbert.training.data.collators import CaptionCollator, random_crops
@@ -61,9 +62,9 @@ class GitFamily(Family):
         return model, AutoProcessor.from_pretrained(args.model), report + freeze(model, args.freeze)
 
     def frame_reader(self, model: GitForCausalLM, processor: Any) -> SwinBertVideoProcessor:
-        num_frames, images = model.config.num_image_with_embedding, processor.image_processor
+        captioning, images = GitCaptioning(model.config, processor), processor.image_processor
         geometry = {name: _without_none(getattr(images, name)) for name in ("size", "crop_size")}
-        sampling = {"num_frames": num_frames or 1, "frame_sampling": "uniform" if num_frames else "round"}
+        sampling = {"num_frames": captioning.num_frames, "frame_sampling": captioning.frame_sampling}
         return SwinBertVideoProcessor(**sampling, **geometry, resample=images.resample)
 
     def collator(self, model: GitForCausalLM, processor: Any, data: DataArguments) -> "GitCollator":
@@ -153,14 +154,9 @@ class GitCollator(CaptionCollator):
     def _pixels(self, examples: list[dict[str, Any]]) -> torch.Tensor:
         if self.random_crop:
             crops = [crop.permute(0, 2, 3, 1).numpy() for crop in random_crops(examples, self.reader)]
-            clips = [self._preprocess(frames, do_resize=False, do_center_crop=False) for frames in crops]
+            as_cropped = {"do_resize": False, "do_center_crop": False}
+            clips = [git_pixel_values(self.processor, list(frames), **as_cropped) for frames in crops]
         else:
-            clips = [self._preprocess(example["frames"]) for example in examples]
+            clips = [git_pixel_values(self.processor, list(example["frames"])) for example in examples]
         pixels = torch.stack(clips)
         return pixels[:, 0] if self.single_images else pixels
-
-    def _preprocess(self, frames: np.ndarray, **changes: bool) -> torch.Tensor:
-        """uint8 (T, H, W, C) -> float (T, C, H, W)."""
-        pixels = self.processor(images=list(frames), return_tensors="pt", **changes).pixel_values
-        # Of GIT's two image processors, one returns a batch of images and the other a batch of videos.
-        return pixels.reshape(len(frames), *pixels.shape[-3:])
