@@ -104,6 +104,8 @@ def register() -> None:
         AutoVideoProcessor,
     )
 
+    # While one thread registers, another may be importing `swinbert.processing`, which waits for transformers in its
+    # first line. What is imported here takes names from the modules of that package, therefore, not from the package.
     from .captioning import families  # noqa: F401 - adds the families of other models
     from .configuration_swinbert import SwinBertConfig, VideoSwinConfig
     from .modeling_swinbert import SwinBertForVideoCaptioning, SwinBertModel

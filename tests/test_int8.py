@@ -10,7 +10,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import swinbert
-from swinbert import SwinBertForVideoCaptioning, cli, quantization
+from swinbert import SwinBertForVideoCaptioning, cli
+from swinbert.captioning import loading
 from swinbert.quantization import Int8Linear, quantize_linear
 
 SAMPLE = Path(swinbert.bundled_model()).parent / "sample.mp4"
@@ -66,8 +67,7 @@ def test_other_precisions_are_refused():
 def test_the_command_captions_in_int8(kind, tmp_path, monkeypatch):
     model = write_git_folder(tmp_path) if kind == "GIT" else swinbert.bundled_model()
     used = []
-    quantise = quantization.quantize_linear
-    monkeypatch.setattr(quantization, "quantize_linear", lambda model: used.append(model) or quantise(model))
+    monkeypatch.setattr(loading, "quantize_linear", lambda model: used.append(model) or quantize_linear(model))
     argv = ["caption", str(SAMPLE), "--model", str(model), "--device", "cpu", "--max-length", "20", "--dtype", "int8"]
     result = CliRunner().invoke(cli.app, argv)
     assert result.exit_code == 0, result.stderr

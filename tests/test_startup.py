@@ -120,19 +120,19 @@ for each in objects:
     assert hasattr(each, "save_pretrained") and (each is objects[-1] or each._auto_class is not None), type(each)
 """
 
-# One thread imports transformers and registers, another imports a model file: each waits for what the other imports.
+# One thread imports transformers and registers, another imports what that needs: each waits for the other.
 TWO_THREADS = """
 import sys, threading, time, torch
 import swinbert
 from swinbert import registration
 
-second = threading.Thread(target=lambda: __import__("swinbert.modeling_swinbert"))
+second = threading.Thread(target=lambda: __import__("MODULE"))
 register = registration.register
 
 def register_after_the_second_thread_has_begun():
     if second.ident is None:
         second.start()
-        while "swinbert.modeling_swinbert" not in sys.modules:
+        while "MODULE" not in sys.modules:
             time.sleep(0.01)
         time.sleep(0.5)  # usually the second thread waits for transformers now
     register()
@@ -140,7 +140,7 @@ def register_after_the_second_thread_has_begun():
 registration.register = register_after_the_second_thread_has_begun
 import transformers
 second.join()
-assert hasattr(sys.modules["swinbert.modeling_swinbert"], "SwinBertModel")
+assert set(getattr(sys.modules["MODULE"], "__all__", ())) <= set(dir(sys.modules["MODULE"]))
 """
 
 
@@ -157,7 +157,10 @@ assert hasattr(sys.modules["swinbert.modeling_swinbert"], "SwinBertModel")
             f"import pickle; pickle.loads({pickle.dumps(swinbert.SwinBertConfig())!r})",
             id="configuration from a pickle",
         ),
-        pytest.param(TWO_THREADS, id="two threads"),
+        *(
+            pytest.param(TWO_THREADS.replace("MODULE", f"swinbert.{module}"), id=f"{module} in another thread")
+            for module in ("modeling_swinbert", "processing", "captioning")
+        ),
     ],
 )
 def test_auto_classes_know_ours(imports):

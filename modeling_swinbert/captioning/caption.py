@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, Dataset
 
 from swinbert.captioning.settings import caption_settings
-from swinbert.processing import VideoCaptioningPipeline
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily, ReadAhead, collate_clips, read_clip
+from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_sources_swinbert import describe_source
 from swinbert.utils.text import one_line
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from swinbert.captioning.caption import Clip
-from swinbert.processing import VIDEO_SUFFIXES
-from swinbert.processing.video_sources_swinbert import is_url
+from swinbert.processing.video_sources_swinbert import VIDEO_SUFFIXES, is_url
 
 
 def find_clips(names: Iterable[str], start: float | None = None, end: float | None = None) -> Iterator[Clip]:

@@ -12,7 +12,7 @@ from transformers import pipeline
 
 from swinbert import bundled_model
 from swinbert.deployment.quantization import computes_in_bfloat16, quantize_linear
-from swinbert.processing import VideoCaptioningPipeline
+from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 
 # The bundled model's name wherever a model can be named.
 BUNDLED_MODEL = "moving-shapes"

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from swinbert.processing import VideoCaptioningPipeline
+from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.version import __version__
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from swinbert.processing import SwinBertVideoProcessor
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
+from swinbert.processing.video_processing_swinbert import SwinBertVideoProcessor
 
 logger = logging.get_logger(__name__)
 
