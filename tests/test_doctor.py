@@ -53,8 +53,10 @@ def test_a_good_dataset_has_no_problems(videos, tmp_path):
     assert written["breaks_training"] is False
     assert written["splits"]["train"]["caption_lengths"] == {"4": 4}
     with Image.open(tmp_path / "doctor.png") as picture:
-        pixels = np.asarray(picture)
-    assert pixels.shape[0] > 4 * 32 and 0.02 < (pixels < 128).mean() < 0.9
+        is_dark = np.asarray(picture.convert("L")) < 128
+    rows = np.split(is_dark[: 4 * (doctor._HEIGHT + doctor._MARGIN)], 4)  # one for each clip
+    for frames, text in (np.split(row, [-doctor._TEXT_WIDTH], axis=1) for row in rows):
+        assert 0.02 < frames.mean() < 0.9 and 0.002 < text.mean() < 0.2
 
 
 def test_problems_of_captions(videos):

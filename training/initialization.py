@@ -147,7 +147,7 @@ def _from_model(
         tensors, lines = _adapt_vocabulary(tensors, model, processor.tokenizer, tokenizer)
         weights.lines += lines
     video_processor = processor.video_processor
-    grids = source.config.vision_config.output_grid, model.config.vision_config.output_grid
+    grids = _token_grid(source), _token_grid(model)
     if any(getattr(source.config, name) != getattr(model.config, name) for name in ("num_frames", "image_size")):
         changes = {"num_frames": model.config.num_frames, **crop_geometry(model.config)}
         video_processor = SwinBertVideoProcessor.from_dict({**video_processor.to_dict(), **changes})
@@ -264,10 +264,16 @@ def copy_mask(model: SwinBertForVideoCaptioning, source: str, expansion: str) ->
     if donor.model.sparse_mask is None or model.model.sparse_mask is None:
         name = source if donor.model.sparse_mask is None else "the model to train"
         raise ValueError(f"--mask {source}: {name} has no sparse mask (`sparse_mask` none).")
-    grids = donor.config.vision_config.output_grid, model.config.vision_config.output_grid
+    grids = _token_grid(donor), _token_grid(model)
     with torch.no_grad():
         model.model.sparse_mask.weight.copy_(resize_mask(donor.model.sparse_mask.weight, *grids, expansion))
     return [f"the sparse mask alone from {source}", *_resize_report(*grids, expansion)]
+
+
+def _token_grid(model: SwinBertForVideoCaptioning) -> tuple[int, int, int]:
+    """(T, H, W), the grid of video tokens."""
+    vision_config: Any = model.config.vision_config  # of that type once the configuration is complete
+    return vision_config.output_grid
 
 
 def resize_mask(
@@ -351,7 +357,7 @@ def _fields(config: SwinBertConfig | VideoSwinConfig) -> dict[str, Any]:
     names = set(type(config).__annotations__) - {"num_video_tokens"}
     fields = {name: getattr(config, name) for name in names}
     if "vision_config" in fields:
-        fields["vision_config"] = _fields(config.vision_config)
+        fields["vision_config"] = _fields(fields["vision_config"])
     return fields
 
 

@@ -126,7 +126,7 @@ def _build_datasets(
     common: dict[str, Any] = {"video_processor": reader, "seed": training_args.seed}
     if data_args.frame_cache:
         common["frame_cache"] = FrameCache(data_args.frame_cache, reader, data_args.frame_cache_format)
-    for_training = {"max_shift": data_args.max_shift, "skip_unreadable": data_args.skip_unreadable}
+    for_training: dict[str, Any] = {"max_shift": data_args.max_shift, "skip_unreadable": data_args.skip_unreadable}
     train_dataset: ClipDataset | ClipStream
     if data_args.streaming:
         # Otherwise one process would read the stream and send every process its part of a batch, which fails where

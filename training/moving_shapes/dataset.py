@@ -12,7 +12,7 @@ from rich.progress import track
 
 from swinbert.training.moving_shapes.contents import KINDS, WORLDS, Content, all_contents, held_out, wordings
 from swinbert.training.moving_shapes.rendering import render, write_clip
-from swinbert.utils.files import write_atomically
+from swinbert.utils.files import check_new_folder, write_atomically
 
 
 def _write_example(
@@ -76,8 +76,7 @@ def make_shapes(
     if not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"Expected some of the kinds {', '.join(KINDS)}; got {', '.join(kinds) or 'none'}.")
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} is not empty: name another folder, or empty this one.")
+    check_new_folder(output_dir)
 
     seen: list[Content] = []
     unseen: list[Content] = []
