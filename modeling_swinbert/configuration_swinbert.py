@@ -182,6 +182,7 @@ class SwinBertConfig(PreTrainedConfig):
     sub_configs_defaults = {"vision_config": SubConfigSpec(VideoSwinConfig)}
     keys_to_ignore_at_inference = ["cache", "video_outputs", "video_key_values", "caption_loss", "sparsity_loss"]
 
+    # A `VideoSwinConfig` once the configuration is made.
     vision_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 512
     vocab_size: int = 30522
@@ -225,7 +226,7 @@ class SwinBertConfig(PreTrainedConfig):
     @property
     def num_frames(self) -> int:
         """Frames of a clip (T), from `vision_config`."""
-        return self.vision_config.num_frames
+        return self.vision_config.num_frames  # type: ignore[union-attr]
 
     @num_frames.setter
     def num_frames(self, value: int):
@@ -234,7 +235,7 @@ class SwinBertConfig(PreTrainedConfig):
     @property
     def image_size(self) -> int | list[int]:
         """Frame size in pixels, from `vision_config`."""
-        return self.vision_config.image_size
+        return self.vision_config.image_size  # type: ignore[union-attr]
 
     @image_size.setter
     def image_size(self, value: int | list[int]):
@@ -242,7 +243,7 @@ class SwinBertConfig(PreTrainedConfig):
 
     def _set_geometry(self, name: str, value: Any):
         setattr(self.vision_config, name, value)
-        self.num_video_tokens = math.prod(self.vision_config.output_grid)
+        self.num_video_tokens = math.prod(self.vision_config.output_grid)  # type: ignore[union-attr]
 
     def validate_architecture(self):
         """Raises `ValueError` if two fields contradict each other, saying what to change."""

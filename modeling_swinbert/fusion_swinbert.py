@@ -26,7 +26,7 @@ class SwinBertProjector(nn.Module):
 
     def __init__(self, config: SwinBertConfig):
         super().__init__()
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.projection_dim)  # type: ignore[union-attr]
         self.linear_2 = nn.Linear(config.projection_dim, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 

@@ -143,7 +143,7 @@ class SwinBertPreTrainedModel(SafetensorsModel):
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
             self.config.custom_pipelines = _CUSTOM_PIPELINES
         # As loading sets it, so that a model made from a configuration and one loaded from a folder save the same.
-        self.config.vision_config.dtype = self.dtype
+        self.config.vision_config.dtype = self.dtype  # type: ignore[union-attr]
         return super().save_pretrained(save_directory, **kwargs)
 
 
@@ -508,7 +508,7 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
         """
         num_masks = 0
         if predict_next and self.config.objective == "masked_lm":
-            length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+            length = (input_ids if input_ids is not None else inputs_embeds).shape[1]  # type: ignore[union-attr]
             num_masks = length if logits_to_keep == 0 else min(logits_to_keep, length)
         outputs = self.model(
             input_ids=input_ids,

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoProcessor
@@ -35,7 +36,7 @@ def harden(model: str, output: str | Path, threshold: float = 0.5) -> str:
         raise ValueError(f"{model} has {kind} (`sparse_mask` {captioner.config.sparse_mask}); expected a soft one.")
     processor = AutoProcessor.from_pretrained(model)
 
-    mask = captioner.model.sparse_mask
+    mask: Any = captioner.model.sparse_mask
     before = mask.statistics()
     _binarise(mask, threshold)
     captioner.config.sparse_mask = "hard"

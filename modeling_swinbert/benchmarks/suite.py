@@ -177,7 +177,7 @@ class Bench:
         return TorchvisionSwin(self.model.model.video_encoder)
 
     def pixels(self, batch: int = 1, num_frames: int | None = None) -> torch.Tensor:
-        height, width = self.config.vision_config.frame_size
+        height, width = self.config.vision_config.frame_size  # type: ignore[union-attr]
         shape = (batch, num_frames or self.config.num_frames, 3, height, width)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
 
@@ -222,7 +222,7 @@ class Bench:
 @torch.no_grad()
 def set_live_share(model: SwinBertForVideoCaptioning, share: float) -> None:
     """Makes a share of the mask's off-diagonal entries alive, at random places, and the others dead."""
-    weight = model.model.sparse_mask.weight
+    weight = model.model.sparse_mask.weight  # type: ignore[union-attr]
     is_live = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < share
     weight.copy_(torch.where(is_live, _LIVE, _DEAD))
 
@@ -270,9 +270,8 @@ def decode(bench: Bench) -> list[Table]:
 
 def _decode_whole(path: Path, num_frames: int) -> np.ndarray:
     with av.open(str(path)) as container:
-        stream = container.streams.best("video")
-        stream.thread_type = "AUTO"
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+        container.streams.video[0].thread_type = "AUTO"
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     return frames[sample_indices(len(frames), num_frames)]
 
 
@@ -287,7 +286,7 @@ def _decode_with_torchcodec(path: Path, num_frames: int) -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(str(path), dimension_order="NHWC")
-    indices = sample_indices(decoder.metadata.num_frames, num_frames)
+    indices = sample_indices(len(decoder), num_frames)
     return decoder.get_frames_at(indices=indices.tolist()).data.numpy()
 
 
@@ -412,8 +411,10 @@ def masks(bench: Bench) -> list[Table]:
     return [*tables, Table("The same in the bundled model, under the mask that it learned", rows)]
 
 
-def _plan(mask: SparseVideoMask) -> str:
+def _plan(mask: SparseVideoMask | None) -> str:
     """How the attention under a mask is executed, for a note."""
+    if mask is None:
+        return "no mask"
     plan = mask.plan()
     return f"{plan.path}, {plan.executed:.1%} of the entries executed"
 

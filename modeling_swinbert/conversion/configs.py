@@ -361,5 +361,5 @@ def video_processor_for(config: SwinBertConfig) -> SwinBertVideoProcessor:
 
 def crop_geometry(config: SwinBertConfig) -> dict[str, dict[str, int]]:
     """`size` and `crop_size` of a video processor."""
-    height, width = config.vision_config.frame_size
+    height, width = config.vision_config.frame_size  # type: ignore[union-attr]
     return {"size": {"shortest_edge": max(height, width)}, "crop_size": {"height": height, "width": width}}

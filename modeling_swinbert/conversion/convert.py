@@ -74,7 +74,7 @@ class ConversionReport:
     mask: MaskStatistics | None = None
 
     def __str__(self) -> str:
-        vision = self.config.vision_config if isinstance(self.config, SwinBertConfig) else self.config
+        vision: Any = self.config.vision_config if isinstance(self.config, SwinBertConfig) else self.config
         stored = ", ".join(f"{count} {dtype}" for dtype, count in self.stored_dtypes.items())
         lines = [
             f"{self.source}: {KINDS[self.kind]} -> {self.output}",

@@ -38,7 +38,9 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, pixel_values_videos: torch.Tensor) -> KeyValues:
-        return self.model.encode_video(pixel_values_videos).video_key_values
+        key_values = self.model.encode_video(pixel_values_videos).video_key_values
+        assert key_values is not None
+        return key_values
 
 
 class _DecodeStep(nn.Module):
@@ -125,7 +127,7 @@ class ExportedCaptioner(SwinBertPreTrainedModel, SwinBertGenerationMixin):
         self.generation_config = exported.generation_config
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "ExportedCaptioner":
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "ExportedCaptioner":  # type: ignore[override]
         """
         Args:
             folder: written by `export_captioner`, or a repository on the Hub with these files.
@@ -205,8 +207,8 @@ def text_only_cache(cache: DynamicCache | None, config: Any, texts: int) -> Dyna
     """
     copied = DynamicCache()
     empty = torch.zeros(texts, config.num_attention_heads, 0, config.hidden_size // config.num_attention_heads)
-    is_filled = cache is not None and cache.get_seq_length() > 0
+    layers = cache.layers if cache is not None and cache.get_seq_length() > 0 else None
     for index in range(config.num_hidden_layers):
-        key, value = (cache.layers[index].keys, cache.layers[index].values) if is_filled else (empty, empty)
+        key, value = (layers[index].keys, layers[index].values) if layers else (empty, empty)
         copied.update(key, value, index)
     return copied
