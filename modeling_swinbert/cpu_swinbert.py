@@ -18,7 +18,6 @@ I input features, O output features of a linear layer.
 import contextlib
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,6 @@ from torch.overrides import TorchFunctionMode
 CHUNK_BYTES: float = 4 << 20
 # Attention scores that the backward pass of `BiasedAttention` computes at once: 4 MB.
 _CHUNK_SCORES = 1 << 20
-
-
-def available_cores() -> int:
-    """Number of CPU cores that this process may use, which a container or `taskset` can limit."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def is_eager_tensor(tensor: torch.Tensor) -> bool:
@@ -293,4 +285,4 @@ def _uses_onednn() -> bool:
     return has_faster_onednn() if OneDNNLinearMode.enabled is None else OneDNNLinearMode.enabled
 
 
-__all__ = ["available_cores", "fast_linear"]
+__all__ = ["fast_linear"]

@@ -236,9 +236,11 @@ def collate_clips(clips: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores() -> list[int]:
+    """Numbers of the CPU cores that this process may use, which a container or `taskset` can limit."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 class ReadAhead(IterableDataset):
@@ -270,7 +272,7 @@ class _ReadAheadIterator:
     """One pass over a [`ReadAhead`]."""
 
     def __init__(self, inputs: Any, read: Callable[[Any], Any], batch_size: int, takes_turns: bool):
-        num_threads = min(8, available_cores())
+        num_threads = min(8, len(available_cores()))
         # One clip more than the queue holds is on its way into it.
         self._results: queue.Queue = queue.Queue(max(batch_size, num_threads) - 1 or 1)
         # Set while files may be read.

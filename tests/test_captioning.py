@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from swinbert.captioning import Alternative, Caption, Clip, LoadingError, captions, find_clips, load_captioner
 from swinbert.processing import VideoCaptioningPipeline, VideoDecodeError
-from swinbert.processing.clip_reading_swinbert import FAMILIES, family_of
+from swinbert.processing.clip_reading_swinbert import FAMILIES, available_cores, family_of
 
 
 class Captioner:
@@ -177,3 +177,13 @@ def test_loading(git, tmp_path):
         load_captioner(str(git), device="cpu", dtype="float64")
     with pytest.raises(ValueError, match="nonsense"):
         load_captioner(str(git), device="nonsense")
+
+
+@pytest.mark.parametrize("has_affinity", [True, False])
+def test_available_cores(has_affinity, monkeypatch):
+    if has_affinity:
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 5, 6}, raising=False)
+    else:
+        monkeypatch.delattr("os.sched_getaffinity", raising=False)
+        monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert available_cores() == ([1, 5, 6] if has_affinity else [0, 1, 2])

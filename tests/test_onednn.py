@@ -103,13 +103,3 @@ def test_a_whole_model(checkpointing, monkeypatch, products):
     assert len(products) > 3 * 20 and len(found[True]) > 50 and found[True].keys() == found[False].keys()
     for name, plain in found[False].items():
         torch.testing.assert_close(found[True][name], plain, atol=2e-5, rtol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("has_affinity", [True, False])
-def test_available_cores(has_affinity, monkeypatch):
-    if has_affinity:
-        monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 5, 6}, raising=False)
-    else:
-        monkeypatch.delattr("os.sched_getaffinity", raising=False)
-        monkeypatch.setattr("os.cpu_count", lambda: 3)
-    assert cpu_swinbert.available_cores() == 3

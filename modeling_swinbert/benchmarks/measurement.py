@@ -17,7 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from swinbert.cpu_swinbert import available_cores, has_faster_onednn, onednn_product
+from swinbert.cpu_swinbert import has_faster_onednn, onednn_product
+from swinbert.processing.clip_reading_swinbert import available_cores
 
 # Instruction sets that decide which kernels run on a CPU.
 _CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -179,7 +180,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Properties of the machine that speed depends on; none that identifies it or its owner."""
     about: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": available_cores(),
+        "cores": len(available_cores()),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }

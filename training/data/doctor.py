@@ -252,7 +252,7 @@ def _run(
 ) -> Iterator[tuple[_Task, _Check]]:
     """Checks of all tasks, in the order in which they finish. A clip that kills its process is reported as such."""
     if workers is None:
-        workers = min(available_cores(), len(tasks))
+        workers = min(len(available_cores()), len(tasks))
     if not workers:
         _set_splits(splits)
         yield from ((task, _check(*task)) for task in tasks)

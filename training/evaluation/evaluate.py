@@ -140,7 +140,7 @@ def evaluate_split(
     choose_metrics(metrics)
     clips = load_evaluation_clips(dataset, split, references, limit=limit, allow_missing=allow_missing)
     if num_workers is None:
-        num_workers = min(4, available_cores() - 1)
+        num_workers = min(4, len(available_cores()) - 1)
     return evaluate(
         load_captioner(),
         clips,

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import yaml
 
+from swinbert.processing.clip_reading_swinbert import available_cores
 from swinbert.training.checkpoints import lock_output_folder
-from swinbert.training.studies.jobs import available_core_ids, read_results, run_jobs, shell_line
+from swinbert.training.studies.jobs import read_results, run_jobs, shell_line
 from swinbert.training.studies.plan import RECIPE, Sizes, chosen_studies, plan_jobs
 from swinbert.training.studies.report import write_report
 from swinbert.utils.files import write_atomically
@@ -52,6 +53,6 @@ def run_studies(
         settings = {**vars(sizes), "extra": list(extra)}
         read_results(jobs, folder)
         try:
-            return run_jobs(jobs, folder, cores or available_core_ids())
+            return run_jobs(jobs, folder, cores or available_cores())
         finally:
             write_report(folder, chosen_studies(only), read_results(jobs, folder), settings)

@@ -21,7 +21,6 @@ from typing import Any
 
 from rich.console import Console
 
-from swinbert.processing.clip_reading_swinbert import available_cores
 from swinbert.utils.files import write_json
 
 # One thread for each run: with small models, synchronising threads costs more time than the second thread saves.
@@ -55,11 +54,6 @@ class Job:
     seconds: float = 1.0
     epochs: float = 0.0
     resumable: bool = False
-
-
-def available_core_ids() -> list[int]:
-    """Ids of the cores that this process may run on; of all cores if the system does not tell."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(available_cores()))
 
 
 def shell_line(job: Job) -> str:
