@@ -58,4 +58,4 @@ def attend(
     )
 
 
-__all__ = ["attend"]
+__all__ = ["attend", "eager_attention_forward"]

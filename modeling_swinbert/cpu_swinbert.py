@@ -1,10 +1,10 @@
-"""Everything that the model does differently on a CPU. Results stay the same to float32 rounding.
+"""What makes the model fast and small on a CPU. Results stay the same to float32 rounding.
 
 * Chunks, in inference ([`worth_chunking`]): the video encoder computes a few megabytes of activations at a time. They
   stay in the processor's cache, and malloc reuses blocks of this size; blocks above 32 MB it requests from the system,
-  page by page, for every layer. Switch: `CHUNK_BYTES`, infinite for none.
-* Recomputation, in training ([`recompute_in_backward`]): the output of the MLP's activation function, which is as large
-  as its input and cheap, is not stored for the backward pass. Switch: the caller's `keep_activations`.
+  page by page, for every layer. Switch: `CHUNK_BYTES`, infinite for no chunks.
+* Recomputation, in training, on any device ([`recompute_in_backward`]): the output of the MLP's activation function is
+  as large as its input and cheap; it is not stored for the backward pass. Switch: `keep_activations` of the MLP.
 * Attention with a learned bias, in training ([`BiasedAttention`]): PyTorch's fused kernel has no gradient for a bias;
   its fallback stores the attention weights of all windows. Switch: [`can_fuse_learned_bias`].
 * oneDNN for linear layers ([`fast_linear`]): on x86, PyTorch multiplies float32 matrices with MKL, which does not use
@@ -285,4 +285,16 @@ def _uses_onednn() -> bool:
     return has_faster_onednn() if OneDNNLinearMode.enabled is None else OneDNNLinearMode.enabled
 
 
-__all__ = ["fast_linear"]
+__all__ = [
+    "BiasedAttention",
+    "OneDNNLinearMode",
+    "can_fuse_learned_bias",
+    "fast_linear",
+    "has_faster_onednn",
+    "is_eager_tensor",
+    "items_per_chunk",
+    "map_frame_chunks",
+    "onednn_product",
+    "recompute_in_backward",
+    "worth_chunking",
+]

@@ -289,4 +289,4 @@ class VideoSwinWindowAttention(nn.Module):
         return self.config._attn_implementation == "sdpa" and not self._dropout() and can_fuse_learned_bias(qkv, bias)
 
 
-__all__ = ["VideoSwinWindowAttention", "WindowPlan", "relative_position_index", "window_plan"]
+__all__ = ["VideoSwinWindowAttention", "WindowPlan", "make_window_plan", "relative_position_index", "window_plan"]

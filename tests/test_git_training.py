@@ -18,7 +18,7 @@ from swinbert.cli import app
 from swinbert.training import train
 from swinbert.training.arguments import DataArguments, ModelArguments
 from swinbert.training.data.clip_datasets import ClipDataset, load_clips
-from swinbert.training.families import GitFamily, SwinBertFamily, model_family
+from swinbert.training.families import GitTraining, SwinBertTraining, model_family
 
 CAPTIONS = [["a man runs", "the man turns left and runs", "a man"], ["a red car is in grass", "the car", "a blue car"]]
 
@@ -40,15 +40,15 @@ def dataset(tmp_path_factory):
 
 
 def loaded(folder, config=None, **arguments):
-    return GitFamily().load(ModelArguments(model=str(folder), **arguments), config or {})
+    return GitTraining().load(ModelArguments(model=str(folder), **arguments), config or {})
 
 
 def batch_of(folder, dataset, indices, model=None, **arguments):
     source, processor, _ = loaded(folder)
     model = model or source
-    clips = ClipDataset(load_clips(dataset, "train"), GitFamily().frame_reader(model, processor))
+    clips = ClipDataset(load_clips(dataset, "train"), GitTraining().frame_reader(model, processor))
     data = DataArguments(str(dataset), **arguments)
-    return GitFamily().collator(model, processor, data)([clips[index] for index in indices]), processor
+    return GitTraining().collator(model, processor, data)([clips[index] for index in indices]), processor
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -123,9 +123,9 @@ def test_a_model_of_single_images(tmp_path, dataset):
 
 
 def test_the_type_of_a_model_decides_its_family(folder):
-    assert isinstance(model_family(str(folder)), GitFamily)
+    assert isinstance(model_family(str(folder)), GitTraining)
     for model in (None, bundled_model()):
-        assert isinstance(model_family(model), SwinBertFamily)
+        assert isinstance(model_family(model), SwinBertTraining)
 
 
 @pytest.mark.parametrize(

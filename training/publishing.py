@@ -16,7 +16,7 @@ from swinbert.deployment.hub import NOT_PUSHED
 from swinbert.training.adapters import adapted_model
 from swinbert.training.arguments import DataArguments
 from swinbert.training.checkpoints import RUN_NAME, CheckpointingTrainer, RunError, print_message
-from swinbert.training.families import CardContents, Family, SwinBertFamily
+from swinbert.training.families import CardContents, SwinBertTraining, TrainingFamily
 
 # The files of a checkpoint that belong to the model; the others are for resuming.
 _MODEL_FILES = ("*.safetensors", "*.json", "*_swinbert.py")
@@ -49,14 +49,14 @@ class PublishingTrainer(CheckpointingTrainer):
     def __init__(
         self,
         *args: Any,
-        family: Family | None = None,
+        family: TrainingFamily | None = None,
         data: DataArguments | None = None,
         extra_metrics: Mapping[str, tuple[str, str]] | None = None,
         **kwargs: Any,
     ):
         self.push_in_progress: PushInProgress | None = None
         super().__init__(*args, **kwargs)
-        self.family = family or SwinBertFamily()
+        self.family = family or SwinBertTraining()
         self.data = data
         self.extra_metrics = extra_metrics or {}
 

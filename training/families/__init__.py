@@ -2,17 +2,17 @@
 
 from transformers import AutoConfig
 
-from swinbert.training.families.base import CardContents, Family
-from swinbert.training.families.git import GitFamily
-from swinbert.training.families.swinbert import SwinBertFamily
+from swinbert.training.families.base import CardContents, TrainingFamily
+from swinbert.training.families.git import GitTraining
+from swinbert.training.families.swinbert import SwinBertTraining
 
-__all__ = ["CardContents", "Family", "GitFamily", "SwinBertFamily", "model_family"]
-
-
-_FAMILIES: tuple[Family, ...] = (SwinBertFamily(), GitFamily())
+__all__ = ["CardContents", "TrainingFamily", "GitTraining", "SwinBertTraining", "model_family"]
 
 
-def model_family(model: str | None) -> Family:
+_FAMILIES: tuple[TrainingFamily, ...] = (SwinBertTraining(), GitTraining())
+
+
+def model_family(model: str | None) -> TrainingFamily:
     """
     The family of a model; SwinBERT for a new model, and for unknown types of models, which it refuses to load.
 

@@ -35,7 +35,7 @@ class CardContents:
     base_model: str | None = None
 
 
-class Family(ABC):
+class TrainingFamily(ABC):
     """
     How models of one architecture are loaded, fed and described.
 

@@ -14,19 +14,18 @@ import torch
 from huggingface_hub import ModelCardData
 from transformers import AutoProcessor, GitForCausalLM
 
-from swinbert.captioning.families.git import GitFamily as GitCaptioning
-from swinbert.captioning.families.git import git_pixel_values
+from swinbert.captioning.families.git import GitFamily, git_pixel_values
 from swinbert.processing import SwinBertVideoProcessor, VideoCaptioningPipeline
 from swinbert.training.arguments import DataArguments, ModelArguments
 from swinbert.training.data.collators import CaptionCollator, random_crops
-from swinbert.training.families.base import CardContents, Family
+from swinbert.training.families.base import CardContents, TrainingFamily
 from swinbert.training.initialization import WeightLoader, freeze
 
 _FRAMES = "num_image_with_embedding"
 _MAX_CAPTION_LENGTH = 50
 
 
-class GitFamily(Family):
+class GitTraining(TrainingFamily):
     """`GitForCausalLM` of transformers."""
 
     model_type = "git"
@@ -37,7 +36,7 @@ class GitFamily(Family):
         self, args: ModelArguments, config: Mapping[str, Any], captions: Iterable[str] = ()
     ) -> tuple[GitForCausalLM, Any, list[str]]:
         """
-        See [`Family.load`]; the tokenizer is always that of the model.
+        See [`TrainingFamily.load`]; the tokenizer is always that of the model.
 
         Args:
             config: nothing but perhaps `num_image_with_embedding`, another number of frames. It turns a model of single
@@ -62,7 +61,7 @@ class GitFamily(Family):
         return model, AutoProcessor.from_pretrained(args.model), report + freeze(model, args.freeze)
 
     def frame_reader(self, model: GitForCausalLM, processor: Any) -> SwinBertVideoProcessor:
-        captioning, images = GitCaptioning(model.config, processor), processor.image_processor
+        captioning, images = GitFamily(model.config, processor), processor.image_processor
         geometry = {name: _without_none(getattr(images, name)) for name in ("size", "crop_size")}
         sampling = {"num_frames": captioning.num_frames, "frame_sampling": captioning.frame_sampling}
         return SwinBertVideoProcessor(**sampling, **geometry, resample=images.resample)

@@ -8,11 +8,11 @@ from swinbert.processing import SwinBertVideoProcessor
 from swinbert.training.adapters import add_lora
 from swinbert.training.arguments import DataArguments, ModelArguments
 from swinbert.training.data.collators import CaptionCollator
-from swinbert.training.families.base import CardContents, Family
+from swinbert.training.families.base import CardContents, TrainingFamily
 from swinbert.training.initialization import load_model
 
 
-class SwinBertFamily(Family):
+class SwinBertTraining(TrainingFamily):
     """[`SwinBertForVideoCaptioning`], from scratch, from parts, or from a trained model; or a LoRA adapter of one."""
 
     model_type = "swinbert"
