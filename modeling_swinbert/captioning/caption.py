@@ -49,7 +49,7 @@ class Alternative(NamedTuple):
 @dataclass(frozen=True)
 class Caption:
     """
-    What became of a clip: `text` and `score`, or `error`.
+    The result of captioning a clip: `text` and `score`, or `error`.
 
     Args:
         clip: name of the clip.
@@ -174,7 +174,8 @@ class CaptionStream:
             results = self._generate(batch)
         except Exception as error:
             if len(batch) > 1:
-                warnings.warn(f"A batch of {len(batch)} clips failed ({one_line(error)}): one by one.", stacklevel=2)
+                reason = one_line(error)
+                warnings.warn(f"A batch failed ({reason}): its {len(batch)} clips go one by one.", stacklevel=2)
                 for each in batch:
                     yield from self._caption([each])
                 return
@@ -253,8 +254,8 @@ class _Reader:
         if clip.error is not None:
             return _ReadClip(without_video, {"error": [clip.error]}, batch_length)
         try:
-            wanted = {**self.sampling, "video": clip.video, "start": clip.start, "end": clip.end}
-            inputs = read_clip(self.family, wanted)
+            source = {"video": clip.video, "start": clip.start, "end": clip.end}
+            inputs = read_clip(self.family, source, **self.sampling)
         except Exception as error:  # whatever is wrong with one clip, the others go on
             inputs = {"error": [one_line(error)]}
         return _ReadClip(without_video, inputs, batch_length)
