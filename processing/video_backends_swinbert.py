@@ -66,7 +66,8 @@ def open_stream(name: str, media: str | BinaryIO) -> Iterator[tuple[Any, Any]]:
         media.seek(0)
     limits = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
-        container = av.open(media, options=limits, **_OPEN_ARGUMENTS)
+        # Not `options`, which are the streams' too: PyAV before 16 crashes if the header announces no streams (flv).
+        container = av.open(media, container_options=limits, **_OPEN_ARGUMENTS)
     except av.error.FFmpegError as error:
         raise VideoDecodeError(
             name, "not_video", f"expected a video file, found something else or a damaged header ({error.strerror})."

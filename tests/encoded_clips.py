@@ -45,9 +45,10 @@ def encode(
     time_base: Fraction | None = None,
     container: str | None = None,
     scales: tuple[int, ...] = (1,),
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Writes the frames `numbers` to `path`; `scales` has the scale of each of its video streams."""
-    with av.open(str(path), "w", format=container) as output:
+    with av.open(str(path), "w", format=container, options=container_options or {}) as output:
         tracks = [output.add_stream(codec, rate=rate, options=options or {}) for _ in scales]
         for stream, factor in zip(tracks, scales, strict=True):
             stream.width, stream.height = BLOCK * COLUMNS * factor, BLOCK * ROWS * factor

@@ -144,14 +144,14 @@ def test_uniform_frames_and_their_moments(numbered_clip):
     assert metadata.fps == pytest.approx(30) and metadata.duration == pytest.approx(2)
 
 
-def test_a_transform_is_done_to_each_frame_as_it_comes(numbered_clip):
-    frames, plain = decode_video(numbered_clip, indices=[3, 40, 3])
-    for backend in ("pyav", "decord"):
-        halves, metadata = decode_video(
-            numbered_clip, indices=[3, 40, 3], transform=lambda frame: frame[::2, ::2], backend=backend
-        )
-        assert np.array_equal(halves, frames[:, ::2, ::2])
-        assert (metadata.height, metadata.width) == (plain.height, plain.width) == (32, 96)
+@pytest.mark.parametrize("backend", ["pyav", *OTHER_BACKENDS])
+def test_a_transform_is_applied_to_each_frame(numbered_clip, backend):
+    frames, plain = decode_or_skip(numbered_clip, backend, indices=[3, 40, 3])
+    halves, metadata = decode_video(
+        numbered_clip, indices=[3, 40, 3], transform=lambda frame: frame[::2, ::2], backend=backend
+    )
+    assert np.array_equal(halves, frames[:, ::2, ::2])
+    assert (metadata.height, metadata.width) == (plain.height, plain.width) == (32, 96)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 30], ids=["read again", "kept"])
@@ -273,12 +273,15 @@ def assert_same_frames(path, backend, wanted):
         pytest.skip(f"{backend} cannot read it: {error.message[:100]}")
     assert metadata.frame_times == moments.frame_times and metadata.video_backend == backend
     assert frames.shape == expected.shape
-    assert np.abs(frames.astype(int) - expected).mean(axis=(1, 2, 3)).max() < 1
+    # Conversions to RGB differ by up to 1.5 on average between versions of FFmpeg.
+    assert np.abs(frames.astype(int) - expected).mean(axis=(1, 2, 3)).max() < 2
+    return frames
 
 
 @pytest.mark.parametrize("backend", OTHER_BACKENDS)
 def test_other_decoders_give_the_same_frames(file, backend):
-    assert_same_frames(file, backend, [57, 3, 3, 31, 12, 59, 0, 35, 36, 37])
+    wanted = [57, 3, 3, 31, 12, 59, 0, 35, 36, 37]
+    assert read_numbers(assert_same_frames(file, backend, wanted)) == wanted
 
 
 @pytest.mark.parametrize("backend", OTHER_BACKENDS)
@@ -371,13 +374,8 @@ def test_a_group_that_is_lost_as_a_whole(tmp_path):
 
 def test_a_file_that_ends_early_gives_what_it_has(tmp_path, caplog):
     path = tmp_path / "clip.mp4"
-    whole = encode(tmp_path / "whole.mp4", range(60), options=GROUPS_WITHOUT_B_FRAMES)
-    with av.open(str(whole)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as output:
-        stream = output.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                output.mux(packet)
+    header_first = {"movflags": "faststart"}
+    encode(path, range(60), options=GROUPS_WITHOUT_B_FRAMES, container_options=header_first)
     with av.open(str(path)) as container:
         cut = [packet for packet in container.demux(video=0) if packet.size][40]
     path.write_bytes(path.read_bytes()[: cut.pos + cut.size // 2])
