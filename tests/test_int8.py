@@ -10,7 +10,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import swinbert
-from swinbert import SwinBertForVideoCaptioning, cli, quantization
+from swinbert import SwinBertForVideoCaptioning, cli
+from swinbert.deployment import quantization
 from swinbert.quantization import Int8Linear, quantize_linear
 
 SAMPLE = Path(swinbert.bundled_model()).parent / "sample.mp4"
