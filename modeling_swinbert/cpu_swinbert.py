@@ -102,13 +102,13 @@ def recompute_in_backward(
 # --- Attention with a learned bias ------------------------------------------------------------------------------------
 
 
-def can_fuse_learned_bias(qkv: torch.Tensor, bias: torch.Tensor) -> bool:
+def can_fuse_learned_bias(qkv: torch.Tensor, bias: torch.Tensor, head_dim: int) -> bool:
     """
     Whether [`BiasedAttention`] can train this bias (heads, N, N), and stores less than the attention weights would
-    take: queries, keys and values (..., N, 3, heads, D).
+    take: queries, keys and values, of D (`head_dim`) channels each.
     """
     return (
-        bias.shape[-1] > 3 * qkv.shape[-1]
+        bias.shape[-1] > 3 * head_dim
         and bias.requires_grad
         and qkv.device.type == "cpu"
         and qkv.dtype == bias.dtype == torch.float32

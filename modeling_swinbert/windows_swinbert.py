@@ -249,7 +249,8 @@ class VideoSwinWindowAttention(nn.Module):
             context, weights = self.attend_windows(windows, bias + plan.masks.to(bias.dtype).unsqueeze(1))
             context = context.view(-1, plan.num_tokens, dim).index_select(0, inverse_permutation(plan.rank))
             hidden_states = context.flatten(0, 1)
-        elif self._fuses_learned_bias(windows := self._split_heads(qkv, plan.num_tokens), bias):
+        elif self._fuses_learned_bias(qkv, bias):
+            windows = self._split_heads(qkv, plan.num_tokens)
             groups = tuple((mask, plan.batch * count) for mask, count in plan.groups)
             hidden_states = BiasedAttention.apply(windows, bias, self.scaling, groups)[0].view(-1, dim)
         else:
@@ -286,7 +287,11 @@ class VideoSwinWindowAttention(nn.Module):
         return self.config.attention_probs_dropout_prob if self.training else 0.0
 
     def _fuses_learned_bias(self, qkv: torch.Tensor, bias: torch.Tensor) -> bool:
-        return self.config._attn_implementation == "sdpa" and not self._dropout() and can_fuse_learned_bias(qkv, bias)
+        return (
+            self.config._attn_implementation == "sdpa"
+            and not self._dropout()
+            and can_fuse_learned_bias(qkv, bias, self.head_dim)
+        )
 
 
 __all__ = ["VideoSwinWindowAttention", "WindowPlan", "make_window_plan", "relative_position_index", "window_plan"]
