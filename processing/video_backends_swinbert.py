@@ -171,9 +171,10 @@ class StreamDecoder:
         skip[packet_of_wanted] = False
         spans = _spans(self.timeline, wanted)
         self._choose_threads(sum(int(np.count_nonzero(~skip[first : last + 1])) for first, last in spans))
+        goes_on = False
         for (first, last), (next_first, _) in itertools.zip_longest(spans, spans[1:], fillvalue=(-1, -1)):
             wanted_here = wanted[(first <= packet_of_wanted) & (packet_of_wanted <= last)]
-            if first != spans[0][0]:
+            if goes_on:
                 wanted_here = wanted_here[wanted_here > self._latest]  # without those that the span before returned
             if not len(wanted_here):
                 continue
