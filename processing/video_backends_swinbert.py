@@ -154,7 +154,7 @@ class StreamDecoder:
         except BaseException:
             self.close()
             raise
-        self._time_stamps: Any = memoryview(self.timeline.pts)  # single items are read faster than from an array
+        self._time_stamps = self.timeline.pts.data  # a memory view, of which single items are read faster
         self._next_packet = len(self.timeline.packets)  # what the demuxer gives next
         self._is_continuous = False  # whether the decoder can go on where it stopped
         self._is_fed: np.ndarray = np.zeros(len(self.timeline.packets), bool)  # packets that it got since `_begin`
