@@ -1,4 +1,4 @@
-"""Clips and captions to the model's input, and its output back to captions: a video processor and a tokenizer."""
+"""The processor: clips and captions become the model's input, and its output becomes captions."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from .video_timeline_swinbert import VideoTimeline  # noqa: F401
 if TYPE_CHECKING:
     from .pipeline_swinbert import VideoCaptioningPipeline  # noqa: F401
 
-# What BERT's word pieces hold apart and English writes together, in the original's order; "do not" is its own habit.
-_JOINED = (
+# Replacements that join punctuation and contractions to their words, in the original's order. It writes "don't" for
+# "do not" too.
+_REPLACEMENTS = (
     (" .", "."),
     (" ?", "?"),
     (" !", "!"),
@@ -33,12 +34,12 @@ _JOINED = (
     (" 're", "'re"),
 )
 
-# Left in the tokenizer by the way it was loaded; saved, they would make equal repositories differ.
+# Loading leaves these in the tokenizer's settings; saved, they would make equal repositories differ.
 _LOADING_ARGUMENTS = ("dtype", "is_local", "local_files_only")
 
 
 class SwinBertProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Captions are padded to the longest of the call and cut to `max_length`, the tokenizer's own if not given."""
+    """Captions are padded to the longest of the call and truncated to `max_length` (default: the tokenizer's)."""
 
     videos_kwargs: SwinBertVideoProcessorKwargs
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
@@ -54,8 +55,8 @@ class SwinBertProcessor(ProcessorMixin):
     ```
 
     Args:
-        video_processor ([`SwinBertVideoProcessor`]): what becomes of clips.
-        tokenizer (`PreTrainedTokenizerBase`): what becomes of captions: `[CLS] caption [SEP]`.
+        video_processor ([`SwinBertVideoProcessor`]): processes clips.
+        tokenizer (`PreTrainedTokenizerBase`): encodes captions as `[CLS] caption [SEP]`.
     """
 
     valid_processor_kwargs = SwinBertProcessorKwargs
@@ -80,11 +81,11 @@ class SwinBertProcessor(ProcessorMixin):
 
         Raises:
             VideoDecodeError: a clip cannot be used.
-            ValueError: neither `text` nor `videos` is given, or an image or audio is.
+            ValueError: neither `text` nor `videos` is given, or `images` or `audio` are.
         """
         if other := {"images", "audio"} & kwargs.keys():
             raise ValueError(
-                f"{type(self).__name__} takes `videos` and `text`, not `{other.pop()}`; a picture is a clip too."
+                f"{type(self).__name__} takes `videos` and `text`, not `{other.pop()}`: pass images in `videos`."
             )
         if isinstance(generator := kwargs.get("generator"), torch.Generator):
             # transformers copies the arguments of a call: a copied generator would give the same draw at every call.
@@ -92,11 +93,11 @@ class SwinBertProcessor(ProcessorMixin):
         return super().__call__(text=text, videos=videos, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """transformers' own, but leaves the processor as it was: `auto_map` belongs to the folder, not to it."""
+        """As in transformers, but `auto_map`, which belongs to the folder, does not stay in this processor."""
         for name in _LOADING_ARGUMENTS:
             self.tokenizer.init_kwargs.pop(name, None)
         if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is not None:
-            # Lengths of the last call, which would be saved too.
+            # The last call's settings would be saved too.
             backend.no_truncation()
             backend.no_padding()
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -117,8 +118,8 @@ class SwinBertProcessor(ProcessorMixin):
     @staticmethod
     def post_process_caption(text: str) -> str:
         """Joins punctuation and contractions to their words, as the original writes its captions."""
-        for apart, joined in _JOINED:
-            text = text.replace(apart, joined)
+        for old, new in _REPLACEMENTS:
+            text = text.replace(old, new)
         return text.strip()
 
 

@@ -6,6 +6,7 @@ one never gets a file on which it would hang or crash, and is asked for the mome
 the number of packets, T of wanted frames.
 """
 
+import bisect
 import contextlib
 import itertools
 from collections import deque
@@ -153,6 +154,7 @@ class StreamDecoder:
         except BaseException:
             self.close()
             raise
+        self._time_stamps = self.timeline.pts.data  # a memory view, of which single items are read faster
         self._next_packet = len(self.timeline.packets)  # what the demuxer gives next
         self._is_continuous = False  # whether the decoder can go on where it stopped
         self._is_fed: np.ndarray = np.zeros(len(self.timeline.packets), bool)  # packets that it got since `_begin`
@@ -171,9 +173,10 @@ class StreamDecoder:
         skip[packet_of_wanted] = False
         spans = _spans(self.timeline, wanted)
         self._choose_threads(sum(int(np.count_nonzero(~skip[first : last + 1])) for first, last in spans))
+        goes_on = False
         for (first, last), (next_first, _) in itertools.zip_longest(spans, spans[1:], fillvalue=(-1, -1)):
             wanted_here = wanted[(first <= packet_of_wanted) & (packet_of_wanted <= last)]
-            if first != spans[0][0]:
+            if goes_on:
                 wanted_here = wanted_here[wanted_here > self._latest]  # without those that the span before returned
             if not len(wanted_here):
                 continue
@@ -281,7 +284,8 @@ class StreamDecoder:
             if position > last or not skip[position] or position == self._begin:
                 self._is_fed[position] = True
                 self._decode(packet)
-                yield from self._take_output()
+                if self._output:
+                    yield from self._take_output()
             if until is not None and self._latest >= until:
                 return  # frames come out in the order in which they are shown: if `until` has not, it is damaged
         self._decode(None)
@@ -299,14 +303,14 @@ class StreamDecoder:
                 self._output.append((number, frame))
 
     def _number(self, frame: Any) -> int | None:
-        pts = self.timeline.pts
+        time_stamps, pts = self._time_stamps, frame.pts
         if not self.timeline.has_time_stamps:
             self._num_output += 1
-            return self._num_output - 1 if self._num_output <= len(pts) else None
-        if frame.pts is None:
+            return self._num_output - 1 if self._num_output <= len(time_stamps) else None
+        if pts is None:
             return None
-        number = int(np.searchsorted(pts, frame.pts))
-        return number if number < len(pts) and pts[number] == frame.pts else None
+        number = bisect.bisect_left(time_stamps, pts)
+        return number if number < len(time_stamps) and time_stamps[number] == pts else None
 
     def _take_output(self) -> Iterator[tuple[int, Any]]:
         while self._output:

@@ -1,4 +1,4 @@
-"""From a clip to the model's input: decode -> sample -> preprocess. What is done to a frame is stored here, as data."""
+"""The video processor: decodes, samples, resizes, crops and normalises clips, with settings that are stored as data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,12 +30,12 @@ class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[c
 
     Args:
         frame_sampling (`str`, *optional*): `"uniform"`, `"round"` or `"random"`, see `sample_indices`.
-        start, end (`float` or list, *optional*): the part of a clip to use, in seconds; a list has one for each clip.
+        start, end (`float` or list, *optional*): range of each clip in seconds, or a list with one for each clip.
         generator (`int` or `torch.Generator`, *optional*): seed or generator of random sampling.
-        video_backend (`str`, *optional*): what decodes files, see `decode_video`.
+        video_backend (`str`, *optional*): decoder of files, see `decode_video`.
         strict (`bool`, *optional*): whether to refuse clips with undecodable frames, see `decode_video`.
-        allow_private_urls (`bool`, *optional*): whether URLs may lead into the private network; at a call only, since
-            the configuration may have come from anywhere.
+        allow_private_urls (`bool`, *optional*): whether URLs may lead into the private network. For a call only: a
+            downloaded configuration must not allow it.
     """
 
     frame_sampling: str | None
@@ -53,15 +53,15 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     side to `size`, crops the centre, rescales and normalises, with the pixels of the original SwinBERT.
 
     A clip is a path, an http(s) URL, bytes, a binary file object, an array (T, H, W, C) or (T, C, H, W), a list of PIL
-    images or of arrays (H, W, C), or a single picture, which is a clip of one frame. Several clips are a list, or one
-    array of five dimensions. Arrays are uint8, or floats in [0, 1] or [0, 255]. Clips shorter than `num_frames` repeat
-    frames. Whether or not they come decoded, clips are sampled, unless `do_sample_frames=False`.
+    images or of arrays (H, W, C), or a single image, which is a clip of one frame. Several clips are a list, or an
+    array (B, T, H, W, C) or (B, T, C, H, W). Arrays are uint8, or floats in [0, 1] or [0, 255]. Clips shorter than
+    `num_frames` repeat frames. Decoded clips are sampled as files are, unless `do_sample_frames=False`.
 
-    Where CPU uint8 frames are resized, it is done by Pillow, whose rounding the original's pixels have; other tensors
-    are resized by torchvision, which differs by at most 1/255.
+    Pillow resizes uint8 frames on the CPU, with the rounding of the original; torchvision resizes other tensors, with
+    differences of at most 1/255.
 
     Raises:
-        VideoDecodeError: a clip cannot be used; it says which one and why.
+        VideoDecodeError: a clip cannot be used; the message says which one and why.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -80,7 +80,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     frame_sampling = "uniform"
     valid_kwargs = SwinBertVideoProcessorKwargs
     model_input_names = ["pixel_values_videos"]
-    # Said at a call, never stored: they belong to a clip or to a run.
+    # Arguments of a call that are never stored: they belong to a clip or to a run.
     _per_call = ("start", "end", "generator", "allow_private_urls", "video_metadata")
 
     def __init__(self, **kwargs: Unpack[SwinBertVideoProcessorKwargs]):
@@ -109,10 +109,10 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         transform: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> tuple[np.ndarray, VideoMetadata]:
         """
-        The sampled frames of one encoded clip, untouched otherwise: for whoever keeps, shows or augments frames.
+        Decodes and samples one video file, without further processing, in order to store, show or augment its frames.
 
-        Pass them on with `processor(videos=frames, do_sample_frames=False)`. Arguments that are left out are those of
-        this processor; `transform` is done to each frame, see `decode_video`.
+        `processor(videos=frames, do_sample_frames=False)` does the rest. Arguments that are left out are the
+        processor's own; `transform` is applied to each frame, see `decode_video`.
 
         Returns:
             frames `np.ndarray` of uint8, (T, H, W, C), and their `VideoMetadata`.
@@ -149,9 +149,9 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         **kwargs,
     ) -> np.ndarray:
         """
-        Which frames to take from a clip, (T,) int64. `fps` means as many as that rate gives over the clip's duration.
+        Numbers of the frames to take from a clip, (T,) int64. With `fps`, T is that rate times the clip's duration.
 
-        An argument beats what the processor stores, and a stored `fps` beats the stored `num_frames`.
+        Arguments override what the processor stores; a stored `fps` overrides the stored `num_frames`.
 
         Raises:
             ValueError: both `num_frames` and `fps` are given, or the clip's frame rate is needed and not known.
@@ -184,7 +184,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         clips = _split(videos)
         starts, ends = (_one_each(videos, key, kwargs.pop(key, None), len(clips)) for key in ("start", "end"))
         known = _one_metadata_each(kwargs.pop("video_metadata", None), len(clips))
-        resize = self._resize_of_a_frame(**kwargs)
+        resize = self._frame_resizer(**kwargs)
         frames, metadata = [], []
         for number, (clip, start, end, about) in enumerate(zip(clips, starts, ends, known, strict=True)):
             try:
@@ -219,7 +219,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         do_rescale: bool | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """(T, C, H, W), uint8, or float where the values are not those of 8 bits. Refuses what cannot be a clip."""
+        """Decoded frames as (T, C, H, W): uint8, or float if the values are not those of 8 bits."""
         do_convert_rgb = self.do_convert_rgb if do_convert_rgb is None else do_convert_rgb
         do_rescale = self.do_rescale if do_rescale is None else do_rescale
         video = _channels_first(clip, _as_array(clip, bool(do_convert_rgb)), input_data_format)
@@ -238,7 +238,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         sample: bool,
         sampling: dict[str, Any],
     ) -> tuple[torch.Tensor, VideoMetadata]:
-        """The range and the sample of a clip that came decoded."""
+        """Takes the range, and samples from it, where a clip is decoded already."""
         height, width = video.shape[2:]
         about = VideoMetadata(**{"total_num_frames": len(video), "height": height, "width": width, **(metadata or {})})
         indices = np.arange(len(video))
@@ -266,12 +266,12 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
             return _pillow_resize(image, new_size, PILImageResampling.BILINEAR if resample is None else resample)
         return super().resize(image, SizeDict(height=new_size[0], width=new_size[1]), resample=resample, **kwargs)
 
-    def _resize_of_a_frame(
+    def _frame_resizer(
         self, do_resize: bool | None = None, size: Any = None, resample: Any = None, device: Any = None, **kwargs
     ) -> Callable[[np.ndarray], np.ndarray] | None:
         """
-        What `preprocess` may do to each frame as soon as it is decoded, so that clips of large frames never lie in
-        memory as a whole: `resize`, which then finds nothing left to do. `None` where that is not Pillow's work.
+        A function that resizes a frame, (H, W, C), as soon as it is decoded, so that clips of large frames never are in
+        memory at full size; `resize` then finds the size that it wants. `None` where Pillow does not do the resizing.
         """
         do_resize = self.do_resize if do_resize is None else do_resize
         resample = self.resample if resample is None else resample
@@ -287,10 +287,10 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         return resize
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
-        """(..., C, H, W) cut to (`size.height`, `size.width`), padded with zeros where it is smaller."""
+        """(..., C, H, W) cropped to (`size.height`, `size.width`), padded with zeros where it is smaller."""
         if not size.height or not size.width or image.shape[-2] < size.height or image.shape[-1] < size.width:
             return super().center_crop(image, size, **kwargs)
-        # Python's rounding, half to even, is the original's; transformers truncates.
+        # Rounded half to even, as in the original; transformers truncates.
         top, left = (
             int(round((have - want) / 2.0))
             for have, want in zip(image.shape[-2:], (size.height, size.width), strict=True)
@@ -334,7 +334,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def _split(videos: Any) -> list[Any]:
-    """Clips of a call: each a source to decode, an array of frames, a list of frames or a picture."""
+    """List of the clips in an argument: each is a video file, an array of frames, a list of frames or an image."""
     if is_encoded_source(videos) or _is_picture(videos):
         return [videos]
     if _is_array(videos):
@@ -352,7 +352,7 @@ def _split(videos: Any) -> list[Any]:
 
 
 def _one_each(videos: Any, name: str, value: Any, num_clips: int) -> list[float | None]:
-    """`start` or `end`, one for each clip."""
+    """`start` or `end` as a list with one for each clip."""
     if not isinstance(value, (list, tuple)):
         return [value] * num_clips
     if len(value) != num_clips:
@@ -364,12 +364,12 @@ def _one_each(videos: Any, name: str, value: Any, num_clips: int) -> list[float 
     return list(value)
 
 
-def _one_metadata_each(given: Any, num_clips: int) -> list[Mapping | None]:
-    """`video_metadata` as a flat list, one for each clip: it comes as one, as a list, or as a list of lists."""
-    if given is None:
+def _one_metadata_each(video_metadata: Any, num_clips: int) -> list[Mapping | None]:
+    """`video_metadata`, which is one, a list or a list of lists, as a list with one for each clip."""
+    if video_metadata is None:
         return [None] * num_clips
     flat: list[Mapping | None] = []
-    for item in given if isinstance(given, (list, tuple)) else [given]:
+    for item in video_metadata if isinstance(video_metadata, (list, tuple)) else [video_metadata]:
         flat.extend(item if isinstance(item, (list, tuple)) else [item])
     if len(flat) != num_clips:
         raise ValueError(f"Expected one `video_metadata` for each of {num_clips} clips, got {len(flat)}.")
@@ -377,7 +377,7 @@ def _one_metadata_each(given: Any, num_clips: int) -> list[Mapping | None]:
 
 
 def _as_array(clip: Any, do_convert_rgb: bool) -> torch.Tensor:
-    """A clip's frames as one tensor of four dimensions, whatever their layout."""
+    """A decoded clip as one tensor, (T, H, W, C) or (T, C, H, W)."""
     if isinstance(clip, (list, tuple)) or isinstance(clip, Image.Image):
         frames = [_picture(frame, do_convert_rgb) for frame in (clip if isinstance(clip, (list, tuple)) else [clip])]
         if len({tuple(frame.shape) for frame in frames}) > 1:
@@ -395,7 +395,7 @@ def _as_array(clip: Any, do_convert_rgb: bool) -> torch.Tensor:
 
 def _picture(frame: Any, do_convert_rgb: bool) -> torch.Tensor:
     if isinstance(frame, Image.Image):
-        # An alpha channel stays for the moment: it is blended with white, as transformers does.
+        # An alpha channel stays: `convert_to_rgb` blends it with white.
         keep = ("RGB", "RGBA") if do_convert_rgb else ("RGB", "RGBA", "L")
         frame = np.array(frame if frame.mode in keep else frame.convert("RGB"))
     return _tensor(frame, frame)
@@ -414,7 +414,7 @@ def _tensor(clip: Any, array: Any) -> torch.Tensor:
 
 
 def _channels_first(clip: Any, video: torch.Tensor, input_data_format: Any) -> torch.Tensor:
-    """(T, C, H, W); the channels are where there are 1, 3 or 4 of them."""
+    """(T, C, H, W), from either layout: the dimension of size 1, 3 or 4 holds the channels."""
     shape = tuple(video.shape)
     if not all(shape):
         raise VideoDecodeError(clip, "bad_array", f"expected frames with pixels in them, found shape {shape}.")
@@ -438,31 +438,31 @@ def _channels_first(clip: Any, video: torch.Tensor, input_data_format: Any) -> t
 
 
 def _checked_values(clip: Any, video: torch.Tensor, do_rescale: bool) -> torch.Tensor:
-    """uint8 where the values are those of 8 bits, in [0, 255] or as fractions of 255; float otherwise."""
+    """uint8 if the values are integers in [0, 255], or multiples of 1/255 in [0, 1]; float otherwise."""
     if video.dtype == torch.uint8:
         return video
     if video.is_floating_point():
         video = video.to(torch.float32)
         if not torch.isfinite(video).all():
             raise VideoDecodeError(clip, "bad_array", "expected numbers, found NaN or infinity.")
-        if not do_rescale:  # scaled or normalised already: nothing is known about the values
+        if not do_rescale:  # normalised already, with values of any range
             return video
     low, high = video.min().item(), video.max().item()
     if low < 0 or high > 255:
         raise VideoDecodeError(
             clip,
             "bad_array",
-            f"expected values in [0, 255] (or floats in [0, 1]), found {low:g} to {high:g}. Frames that are already"
-            " normalised go in with do_rescale=False, do_normalize=False.",
+            f"expected values in [0, 255] (or floats in [0, 1]), found {low:g} to {high:g}. For frames that are"
+            " normalised already, pass do_rescale=False, do_normalize=False.",
         )
     if video.is_floating_point() and high <= 1:
         video = video * 255
-    whole = video.round() if video.is_floating_point() else video
-    return whole.to(torch.uint8) if torch.allclose(video.float(), whole.float(), rtol=0, atol=1e-3) else video
+    rounded = video.round() if video.is_floating_point() else video
+    return rounded.to(torch.uint8) if torch.allclose(video.float(), rounded.float(), rtol=0, atol=1e-3) else video
 
 
 def _between(clip: Any, fps: float | None, start: float | None, end: float | None) -> slice:
-    """Frames of a decoded clip between two seconds, by the rule of `decode_video`."""
+    """Frames of a decoded clip between `start` and `end`, by the rule of `decode_video`."""
     if not fps:
         raise VideoDecodeError(
             clip, "bad_range", "`start` and `end` of decoded frames need `video_metadata` with their `fps`."
@@ -471,7 +471,7 @@ def _between(clip: Any, fps: float | None, start: float | None, end: float | Non
 
 
 def _new_size(height: int, width: int, size: SizeDict) -> tuple[int, int] | None:
-    """(height, width) after resizing; `None` where `size` is of a kind that is transformers' own matter."""
+    """(height, width) after resizing; `None` for kinds of `size` that are left to transformers."""
     if size.shortest_edge and not size.longest_edge:
         short = min(height, width)
         # The original truncates the long side.

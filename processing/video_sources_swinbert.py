@@ -1,4 +1,4 @@
-"""Where a clip comes from: a path, a URL, bytes or a file object, turned into something that a decoder can read."""
+"""Opening clips: a path, a URL, bytes or a file object becomes what a decoder can read."""
 
 import contextlib
 import http.client
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
-# How the names of video files end; what is in a file decides whether it can be decoded.
+# Suffixes by which folders are searched for videos. Whether a file can be decoded depends on its content alone.
 VIDEO_SUFFIXES = {
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
     *(".webm", ".wmv"),
@@ -26,21 +26,21 @@ MAX_DOWNLOAD_BYTES = 2 << 30
 MAX_DOWNLOAD_SECONDS = 300.0
 _CONNECT_SECONDS = 20.0
 _MAX_REDIRECTS = 5
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:(//)?")  # one letter is a drive
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:(//)?")  # at least two letters: one is a drive
 
 
 class VideoDecodeError(ValueError):
     """
-    A clip that cannot be turned into frames. The message names the clip, what was expected, what was found.
+    A clip that cannot be turned into frames. The message names the clip, what was expected and what was found.
 
     Args:
-        source: the clip, as the caller named it; `.source` is its name as text.
+        source: the clip as the caller passed it; `.source` is its name, see `describe_source`.
         kind (`str`): `"not_found"`, `"not_readable"`, `"empty"`, `"not_video"` (another kind of file),
             `"no_video_stream"` (sound only, or a cover picture), `"undecodable"`, `"too_large"`, `"bad_range"`
             (`start`, `end`, `indices`), `"bad_sampling"` (`num_frames`, `fps`), `"bad_source"` (wrong type),
             `"bad_array"` (dtype, layout, values), `"refused_url"`, `"download_failed"` or `"backend"` (this decoder
-            cannot, another may).
-        message (`str`): what is wrong and what to do.
+            cannot read it, another may).
+        message (`str`): what is wrong and what to do, without the clip's name.
     """
 
     def __init__(self, source: Any, kind: str, message: str):
@@ -50,12 +50,12 @@ class VideoDecodeError(ValueError):
         super().__init__(f"{self.source}: {message}")
 
     def __reduce__(self):
-        # Errors cross process borders (data loader workers): rebuild from the three arguments, not from the text.
+        # Data loader workers pickle errors: these are rebuilt from the three arguments, not from the text.
         return type(self), (self.source, self.kind, self.message)
 
 
 def describe_source(source: Any) -> str:
-    """A short name of a clip for messages: never its content."""
+    """A short name of a clip for messages: its path or URL, or its type and size."""
     if _is_record(source):
         source = source.get("path") or source["bytes"]
     if isinstance(source, (str, os.PathLike)):
@@ -71,7 +71,7 @@ def describe_source(source: Any) -> str:
 
 
 def is_encoded_source(source: Any) -> bool:
-    """Whether `source` names or holds a video file (path, URL, bytes, file object), as against decoded frames."""
+    """Whether `source` is a video file (path, URL, bytes, file object) and not decoded frames."""
     return (
         isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview))
         or hasattr(source, "read")
@@ -80,22 +80,25 @@ def is_encoded_source(source: Any) -> bool:
 
 
 def _is_record(source: Any) -> bool:
-    """What `datasets` gives for a column of `Video(decode=False)`."""
+    """Whether `source` is a row of a `datasets` column `Video(decode=False)`."""
     return isinstance(source, dict) and (source.get("path") is not None or source.get("bytes") is not None)
 
 
 @contextlib.contextmanager
 def open_source(source: Any, allow_private_urls: bool = False) -> Iterator[str | BinaryIO]:
     """
-    Yields what every decoder can read: the absolute path of a regular, non-empty file, or a seekable binary stream.
+    Opens a clip for a decoder. A download is deleted afterwards.
 
     Args:
         source: path (`str` or `os.PathLike`), http(s) URL, `bytes`, binary file object, or a `datasets` record of one
             of them, `{"path": ..., "bytes": ...}`.
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.
 
+    Yields:
+        the absolute path of a regular, non-empty file, or a seekable binary stream.
+
     Raises:
-        VideoDecodeError: there is nothing to read, or it must not be read.
+        VideoDecodeError: the clip does not exist, is empty, is no file, or its URL is refused or cannot be downloaded.
     """
     if _is_record(source):
         source = source["bytes"] if source.get("bytes") is not None else source["path"]
@@ -121,24 +124,23 @@ def open_source(source: Any, allow_private_urls: bool = False) -> Iterator[str |
         raise VideoDecodeError(
             source,
             "bad_source",
-            "expected a path, an http(s) URL, bytes or a binary file object. Frames that are already decoded go to the"
-            " video processor.",
+            "expected a path, an http(s) URL, bytes or a binary file object. Decoded frames go to the video processor.",
         )
 
 
 def is_url(source: Any) -> bool:
-    """Whether a clip has to be fetched; a file of that name comes first."""
+    """Whether `source` is a URL, and not the name of an existing file that looks like one."""
     return isinstance(source, str) and bool(_URL.match(source)) and not os.path.exists(source)
 
 
 def _regular_file(name: str, path: str) -> str:
-    # An absolute path, so that no decoder can take it for one of its protocols ("concat:...", "pipe:0").
+    # FFmpeg takes a relative path such as "concat:a.mp4" or "pipe:0" for a protocol, an absolute path never.
     path = os.path.abspath(os.path.expanduser(path))
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
-            raise VideoDecodeError(name, "not_readable", f"expected a video file, found {what}.")
+            found = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+            raise VideoDecodeError(name, "not_readable", f"expected a video file, found {found}.")
         if not status.st_size:
             raise VideoDecodeError(name, "empty", "expected a video file, found 0 bytes.")
         with open(path, "rb"):
@@ -180,7 +182,7 @@ def _in_memory(stream: Any) -> BinaryIO:
 
 
 def _download(url: str, path: str, allow_private: bool) -> None:
-    """Writes the content of `url` to `path`, within a limit of size and time; every redirect is checked anew."""
+    """Saves the content of `url` to `path`, within limits of size and time. Each redirect is checked like the URL."""
     deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
     target = url
     try:
@@ -208,40 +210,40 @@ def _download(url: str, path: str, allow_private: bool) -> None:
                     )
                 _save(url, response, path)
                 if time.monotonic() >= deadline:
-                    raise TimeoutError  # cut, which reads like an end
+                    raise TimeoutError  # the timer closed the connection, which reads like the end of the file
                 return
         raise VideoDecodeError(url, "download_failed", f"more than {_MAX_REDIRECTS} redirects.")
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, VideoDecodeError):
             raise
-        reason = f"not done after {MAX_DOWNLOAD_SECONDS:g} s" if time.monotonic() >= deadline else error
+        reason = f"not finished after {MAX_DOWNLOAD_SECONDS:g} s" if time.monotonic() >= deadline else error
         raise VideoDecodeError(url, "download_failed", f"the download failed: {reason}.") from error
 
 
 def _save(url: str, response: http.client.HTTPResponse, path: str) -> None:
-    promised, size = response.length, 0
+    announced, size = response.length, 0
     with open(path, "wb") as file:
-        # `read1` returns what one packet brought, so that a server which sends drop by drop cannot outlast the
+        # `read1` returns after each network packet, so that a server which sends byte by byte cannot outlast the
         # deadline.
         while (
-            (promised or 0) <= MAX_DOWNLOAD_BYTES and size <= MAX_DOWNLOAD_BYTES and (chunk := response.read1(1 << 16))
+            (announced or 0) <= MAX_DOWNLOAD_BYTES and size <= MAX_DOWNLOAD_BYTES and (chunk := response.read1(1 << 16))
         ):
             size += file.write(chunk)
-    if max(promised or 0, size) > MAX_DOWNLOAD_BYTES:
+    if max(announced or 0, size) > MAX_DOWNLOAD_BYTES:
         raise VideoDecodeError(url, "too_large", f"expected at most {MAX_DOWNLOAD_BYTES} bytes, found more.")
-    if promised is not None and size < promised:
-        raise VideoDecodeError(url, "download_failed", f"the connection ended after {size} of {promised} bytes.")
+    if announced is not None and size < announced:
+        raise VideoDecodeError(url, "download_failed", f"the connection ended after {size} of {announced} bytes.")
 
 
 def _public_address(url: str, host: str, port: int, allow_private: bool) -> str:
-    """The address to connect to. It is looked up once and then used, so that no second look-up can give another."""
+    """The address to connect to. It is looked up once: a second look-up could return another, unchecked address."""
     addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for address in addresses:
         if not allow_private and not _is_public(str(address)):
             raise VideoDecodeError(
                 url,
                 "refused_url",
-                f"expected a public address, found {host} = {address}. Download the file yourself, or pass"
+                f"expected a public address, found {address} for {host}. Download the file yourself, or pass"
                 " allow_private_urls=True where the URL is trusted.",
             )
     return str(addresses[0])
@@ -250,31 +252,31 @@ def _public_address(url: str, host: str, port: int, allow_private: bool) -> str:
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        # IPv4 addresses inside IPv6 ones (mapped, 6to4, NAT64) reach the same machines as the plain ones.
+        # IPv6 addresses can contain IPv4 ones (mapped, 6to4, NAT64), which reach the same machines.
         nat64 = ip in ipaddress.ip_network("64:ff9b::/96")
         ip = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if nat64 else ip)
     return ip.is_global and not ip.is_multicast
 
 
 class _PinnedConnection(http.client.HTTPConnection):
-    """A connection to one given address, that is cut at a deadline whatever it is waiting for."""
+    """A connection to a given address, closed at a deadline whatever it is waiting for."""
 
     def __init__(self, host: str, port: int, address: str, secure: bool, deadline: float):
         super().__init__(host, port, timeout=_CONNECT_SECONDS)
-        self.default_port = 443 if secure else 80  # the Host header names the port unless it is the scheme's own
+        self.default_port = 443 if secure else 80  # the Host header names other ports
         self._address, self._secure, self._deadline = address, secure, deadline
 
     def connect(self) -> None:
         remaining = max(0.0, self._deadline - time.monotonic())
-        plain = socket.create_connection((self._address, self.port), min(_CONNECT_SECONDS, remaining or 1e-3))
-        self._handle = plain.dup()
-        self._timer = threading.Timer(remaining, self._cut)
+        connection = socket.create_connection((self._address, self.port), min(_CONNECT_SECONDS, remaining or 1e-3))
+        self._handle = connection.dup()
+        self._timer = threading.Timer(remaining, self._close_socket)
         self._timer.daemon = True
         self._timer.start()
         context = ssl.create_default_context() if self._secure else None
-        self.sock = context.wrap_socket(plain, server_hostname=self.host) if context else plain
+        self.sock = context.wrap_socket(connection, server_hostname=self.host) if context else connection
 
-    def _cut(self) -> None:
+    def _close_socket(self) -> None:
         with contextlib.suppress(OSError):
             self._handle.shutdown(socket.SHUT_RDWR)
 
@@ -282,11 +284,11 @@ class _PinnedConnection(http.client.HTTPConnection):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        # Not in `close`, which http.client calls as soon as the answer's headers are there.
+        # Not in `close`, which http.client calls as soon as it has the headers of the response.
         self.close()
         if hasattr(self, "_timer"):
             self._timer.cancel()
             self._handle.close()
 
 
-__all__ = ["VideoDecodeError", "describe_source", "is_encoded_source", "open_source"]
+__all__ = ["VIDEO_SUFFIXES", "VideoDecodeError", "describe_source", "is_encoded_source", "is_url", "open_source"]

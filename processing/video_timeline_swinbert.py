@@ -119,14 +119,15 @@ def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.
     num_bytes, problem = 0, None
     try:
         for packet in container.demux(stream):
-            if not packet.size:
+            if not (size := packet.size):
                 continue
+            num_bytes += size
             records.append(
                 (
-                    _or_no_time(packet.pts),
-                    _or_no_time(packet.dts),
+                    _NO_TIME if (pts := packet.pts) is None else pts,
+                    _NO_TIME if (dts := packet.dts) is None else dts,
                     packet.duration or 0,
-                    packet.size,
+                    size,
                     packet.is_keyframe,
                     packet.is_disposable,
                     packet.is_discard,
@@ -137,7 +138,6 @@ def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.
             if len(records) == _RECORDS_AT_ONCE:
                 arrays.append(np.array(records, PACKET))
                 records.clear()
-            num_bytes += packet.size
             if num_bytes > max_kept_bytes:
                 kept = None
             elif kept is not None:

@@ -1,4 +1,4 @@
-"""Nothing phones home: what works on local files alone looks no name up and connects to nothing."""
+"""Commands on local files alone make no network request: no name is looked up, no connection made."""
 
 import json
 import os
@@ -20,7 +20,7 @@ seen = []
 def watch(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"):
         if not any(isinstance(each, (str, bytes)) and b"/" in (each.encode() if isinstance(each, str) else each)
-                   for each in arguments):  # not of this machine alone
+                   for each in arguments):  # not a socket of this machine
             seen.append([event, str(arguments[:3])])
 sys.addaudithook(watch)
 from typer.testing import CliRunner
@@ -33,8 +33,8 @@ print("seen:", json.dumps(seen))
 
 
 def watched(folder: Path, *commands: list[str]) -> list:
-    """What these commands of `swinbert` ask of the network."""
-    quieted = ("HF_", "TRANSFORMERS_", "DO_NOT_TRACK")  # what a user may have set to be left in peace
+    """Look-ups and connections that these commands of `swinbert` make."""
+    quieted = ("HF_", "TRANSFORMERS_", "DO_NOT_TRACK")  # settings of a user that switch requests off
     environment = {name: value for name, value in os.environ.items() if not name.startswith(quieted)}
     environment |= {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run(
@@ -49,11 +49,11 @@ def watched(folder: Path, *commands: list[str]) -> list:
     return json.loads(done.stdout.rpartition("seen:")[2])
 
 
-def test_captioning_local_clips_asks_nothing_of_the_network(tmp_path):
+def test_captioning_local_clips_makes_no_request(tmp_path):
     assert watched(tmp_path, ["caption", str(SAMPLE)], ["info", swinbert.bundled_model()]) == []
 
 
-def test_the_watch_sees_a_look_up():
+def test_the_audit_hook_records_a_look_up():
     hook = WATCHED.partition("from typer")[0]
     code = f"{hook}import socket\nsocket.getaddrinfo('localhost', 9)\nprint(seen)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -61,7 +61,7 @@ def test_the_watch_sees_a_look_up():
 
 
 @pytest.mark.slow
-def test_training_asks_nothing_of_the_network(tmp_path):
+def test_training_makes_no_request(tmp_path):
     dataset = tiny_run.make_shapes(tmp_path)
     arguments = tiny_run.arguments(dataset, tmp_path / "out", max_steps=1, eval_steps=1, save_steps=1)
     assert watched(tmp_path, ["train", *arguments], ["caption", str(SAMPLE), "--model", str(tmp_path / "out")]) == []

@@ -54,7 +54,13 @@ def test_loader_of_remote_code_finds_siblings_and_requirements(file):
     assert {name.split(".")[0] for name in get_imports(file)} - sys.stdlib_module_names <= REQUIRED
 
 
-@pytest.mark.parametrize("entry", ["modeling_swinbert", "modeling_video_swin_swinbert", "processing_swinbert"])
+ENTRIES = [
+    *("modeling_swinbert", "modeling_video_swin_swinbert", "pipeline_swinbert", "processing_swinbert"),
+    "video_processing_swinbert",
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_an_entry_module_names_every_sibling_that_it_needs(entry):
     """The loader of remote code copies what the entry file imports, one level deep."""
     files = {file.stem: file for file in SHIPPED}

@@ -1,4 +1,4 @@
-"""Clips and captions together, captions as the original writes them, and the way through `AutoProcessor`."""
+"""The processor: clips and captions together, captions as the original writes them, and `AutoProcessor`."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import swinbert  # noqa: F401 - registers the classes
 from swinbert.processing import SwinBertProcessor, SwinBertVideoProcessor, VideoDecodeError
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "preprocess.json").read_text())
-# bert-base-uncased's numbers of the words that are used here.
+# Token ids of bert-base-uncased for the words that are used here.
 WORDS = {
     "[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "'": 1005, ",": 1010, ".": 1012, "?": 1029,
     "a": 1037, "s": 1055, "the": 1996, "and": 1998, "is": 2003, "in": 1999, "you": 2017, "are": 2024, "not": 2025,
@@ -49,7 +49,7 @@ def test_clips_and_captions(processor, clip):
     assert "pixel_values_videos" not in processor(text="the cat")
 
 
-def test_long_captions_are_cut_as_in_the_original(processor):
+def test_long_captions_are_truncated_as_in_the_original(processor):
     caption, length = GOLDEN["truncation"]["caption"], GOLDEN["truncation"]["max_seq_a_length"]
     assert length == 50 and processor(text=caption)["input_ids"] == GOLDEN["truncation"]["ids"]
     assert processor(text=caption, max_length=5)["input_ids"] == [101, 1037, 2158, 1998, 102]
@@ -62,7 +62,7 @@ def test_video_arguments_reach_the_video_processor(processor, clip):
     assert nested["pixel_values_videos"].shape[1] == 2
 
 
-def test_a_generator_goes_on_from_call_to_call(processor, clip):
+def test_a_generator_advances_from_call_to_call(processor, clip):
     def draws(generator):
         inputs = processor(videos=[clip, clip], frame_sampling="random", generator=generator, return_metadata=True)
         return [tuple(about.frames_indices) for about in inputs["video_metadata"]]
@@ -86,7 +86,7 @@ def test_captions_are_written_as_by_the_original(processor):
     assert processor.batch_decode(padded) == processor.tokenizer.batch_decode(padded)
 
 
-def test_what_is_refused(processor, tmp_path):
+def test_invalid_calls_are_refused(processor, tmp_path):
     with pytest.raises(ValueError, match="at least one input"):
         processor()
     with pytest.raises(ValueError, match="not `images`"):
@@ -98,7 +98,7 @@ def test_what_is_refused(processor, tmp_path):
 def test_save_and_load(processor, clip, tmp_path):
     before = processor.to_dict()
     processor.save_pretrained(tmp_path)
-    assert processor.to_dict().keys() == before.keys()  # the processor itself is as it was
+    assert processor.to_dict().keys() == before.keys()  # saving does not change the processor
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert type(loaded) is SwinBertProcessor
     expected = processor(videos=clip, text="the cat", return_tensors="pt")
@@ -119,7 +119,7 @@ print(type(AutoVideoProcessor.from_pretrained(folder, trust_remote_code=True))._
 """
 
 
-def test_the_saved_folder_is_enough(processor, clip, tmp_path):
+def test_a_saved_folder_works_without_the_package(processor, clip, tmp_path):
     folder = tmp_path / "model"
     processor.save_pretrained(folder)
     assert (folder / "pipeline_swinbert.py").is_file()

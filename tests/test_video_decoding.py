@@ -36,7 +36,7 @@ FILES = {
     "open-groups.mp4": {"options": {"x264-params": GROUPS["x264-params"] + ":open-gop=1"}},
     "fragmented.mp4": {"options": GROUPS},
     "B-frames.mkv": {"options": GROUPS},
-    "B-frames.avi": {"options": GROUPS},  # the container has decoding times only
+    "B-frames.avi": {"options": GROUPS},  # this container has decoding times only
     "B-frames.ts": {"options": GROUPS},
     "B-frames.flv": {"options": GROUPS},
     "without-times.h264": {"options": GROUPS},
@@ -75,7 +75,7 @@ def test_some_frames_in_any_order(file, seek_bytes, monkeypatch):
         assert read_numbers(frames) == wanted == metadata.frames_indices
 
 
-def test_a_seek_that_lands_elsewhere_begins_anew(numbered_clip, monkeypatch):
+def test_after_a_wrong_seek_the_file_is_opened_again(numbered_clip, monkeypatch):
     opened = []
     open_stream = backends.open_stream
 
@@ -90,16 +90,16 @@ def test_a_seek_that_lands_elsewhere_begins_anew(numbered_clip, monkeypatch):
             self._container.seek(10**9, stream=stream)
 
     @contextlib.contextmanager
-    def open_badly(*arguments):
+    def open_with_wrong_seeks(*arguments):
         with open_stream(*arguments) as (container, stream):
             opened.append(container)
             yield SeeksTooFar(container), stream
 
     monkeypatch.setattr(backends, "_SEEK_BYTES", 0)
     monkeypatch.setattr(backends, "_KEPT_BYTES", 0)
-    monkeypatch.setattr(backends, "open_stream", open_badly)
+    monkeypatch.setattr(backends, "open_stream", open_with_wrong_seeks)
     assert read_numbers(decode_video(numbered_clip, indices=[3, 30])[0]) == [3, 30]
-    assert len(opened) > 2
+    assert len(opened) > 1
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_unreferenced_frames_of_hevc_are_skipped(tmp_path, name, decoded_packets
     assert len(decoded_packets) <= 16  # of the first 9 and 11 of two groups at least, in decoding order
 
 
-def test_uniform_frames_and_their_moments(numbered_clip):
+def test_uniform_frames_and_their_times(numbered_clip):
     frames, metadata = decode_video(numbered_clip, num_frames=8)
     assert read_numbers(frames) == sample_indices(60, 8).tolist()
     assert metadata.timestamps == pytest.approx([index / 30 for index in metadata.frames_indices])
@@ -156,7 +156,7 @@ def test_a_transform_is_applied_to_each_frame(numbered_clip, backend):
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 30], ids=["read again", "kept"])
 @pytest.mark.parametrize("pixels", [0, 1 << 40], ids=["threads", "no threads"])
-def test_every_way_of_decoding_gives_the_same_frames(file, kept_bytes, pixels, monkeypatch):
+def test_kept_packets_and_threads_change_no_frame(file, kept_bytes, pixels, monkeypatch):
     expected = decode_video(file, indices=[0, 5, 13, 36, 59])[0]
     monkeypatch.setattr(backends, "_KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(backends, "_THREADED_PIXELS", pixels)
@@ -189,7 +189,7 @@ def test_one_frame(tmp_path):
     assert read_numbers(decode_video(path, num_frames=4)[0]) == [5] * 4
 
 
-def test_variable_rate_keeps_its_moments(tmp_path):
+def test_times_of_a_variable_frame_rate(tmp_path):
     pts = [i * 100 for i in range(10)] + [1000 + i * 20 for i in range(50)]
     path = encode(tmp_path / "vfr.mp4", range(60), options=GROUPS, pts=pts, time_base=Fraction(1, 1000))
     frames, metadata = decode_video(path)
@@ -198,7 +198,7 @@ def test_variable_rate_keeps_its_moments(tmp_path):
     assert read_numbers(decode_video(path, start=0.85, end=1.03)[0]) == [9, 10, 11, 12]
 
 
-def test_what_an_edit_list_hides_is_no_frame(tmp_path):
+def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path):
     path = encode(tmp_path / "trimmed.mp4", range(60), options=GROUPS_WITHOUT_B_FRAMES)
     patch(path, b"elst", 12, (7 * 512).to_bytes(4, "big"))  # media time: begin after 7 frames of 512 ticks
     frames, metadata = decode_video(path)
@@ -207,7 +207,7 @@ def test_what_an_edit_list_hides_is_no_frame(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["change.ts", "change.h264"])
-def test_a_resolution_that_changes(tmp_path, name):
+def test_a_resolution_that_changes_within_the_stream(tmp_path, name):
     container = name.split(".")[1]
     parts = [
         encode(
@@ -285,7 +285,7 @@ def test_other_decoders_give_the_same_frames(file, backend):
 
 
 @pytest.mark.parametrize("backend", OTHER_BACKENDS)
-def test_other_decoders_are_shown_no_bomb(backend, monkeypatch, numbered_clip):
+def test_other_decoders_do_not_get_huge_frames(backend, monkeypatch, numbered_clip):
     monkeypatch.setattr(backends, "MAX_FRAME_PIXELS", 96 * 32 - 1)
     assert error_kind(numbered_clip, backend=backend) == "too_large"
 
@@ -303,7 +303,7 @@ def test_other_decoders_read_bytes(numbered_clip, backend):
 # --- Broken files -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_video(tmp_path):
+def test_other_kinds_of_files_are_refused(tmp_path):
     for name, content in {"text.mp4": b"not a video " * 99, "list.m3u8": b"#EXTM3U\n#EXTINF:1,\nclip.mp4\n"}.items():
         (tmp_path / name).write_bytes(content)
         assert error_kind(tmp_path / name) == "not_video"
@@ -326,7 +326,7 @@ def sound(path: Path) -> Path:
     return path
 
 
-def test_sound_without_pictures(tmp_path):
+def test_sound_without_video(tmp_path):
     assert error_kind(sound(tmp_path / "song.mp4")) == "no_video_stream"
 
 
@@ -339,7 +339,7 @@ def test_frames_that_are_too_large(numbered_clip, monkeypatch):
 
 
 def damage(clip: Path, path: Path, frames: range) -> Path:
-    """Zeroes what is stored of some frames."""
+    """Copies the file `clip` to `path`, with zeros in place of the packets of some frames."""
     content = bytearray(clip.read_bytes())
     with av.open(str(clip)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -363,7 +363,7 @@ def test_damaged_frames_are_replaced_by_their_neighbours(tmp_path):
         assert read_numbers(decode_video(path, indices=[23])[0]) == [24]
 
 
-def test_a_group_that_is_lost_as_a_whole(tmp_path):
+def test_a_damaged_group_of_pictures(tmp_path):
     clip = encode(tmp_path / "clip.mp4", range(60), options=GROUPS_WITHOUT_B_FRAMES)
     path = damage(clip, tmp_path / "damaged.mp4", range(48, 60))
     with pytest.warns(UserWarning, match="1 of 1"):
@@ -372,7 +372,7 @@ def test_a_group_that_is_lost_as_a_whole(tmp_path):
     assert error_kind(path) == "undecodable"
 
 
-def test_a_file_that_ends_early_gives_what_it_has(tmp_path, caplog):
+def test_a_truncated_file_gives_the_frames_it_has(tmp_path, caplog):
     path = tmp_path / "clip.mp4"
     header_first = {"movflags": "faststart"}
     encode(path, range(60), options=GROUPS_WITHOUT_B_FRAMES, container_options=header_first)
@@ -382,7 +382,7 @@ def test_a_file_that_ends_early_gives_what_it_has(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         frames, metadata = decode_video(path)
     assert metadata.total_num_frames == 41 and metadata.missing_frames == 0
-    assert read_numbers(frames) == [*range(40), 39]  # the frame that is cut through repeats the one before
+    assert read_numbers(frames) == [*range(40), 39]  # the incomplete frame repeats the one before
     assert error_kind(path, backend="decord") == "backend" if _has("decord") else True
 
 

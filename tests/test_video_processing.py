@@ -1,4 +1,4 @@
-"""Clips of every form to the model's pixels: the original's pixels, geometry as data, and what is refused."""
+"""The video processor: pixels equal to the original's, forms of clips, stored settings, and errors."""
 
 import io
 import json
@@ -125,7 +125,7 @@ def test_several_clips(clip, path):
     for videos in ([clip, path], [list(clip), str(path)], [[clip], [path]], [clip, path.read_bytes()]):
         assert torch.equal(pixels_of(processor, videos), both)
     assert torch.equal(pixels_of(processor, np.stack([clip, clip])), torch.cat([one, one]))
-    pictures = [Image.fromarray(clip[0]), path]  # not all are frames: the picture is a clip
+    pictures = [Image.fromarray(clip[0]), path]  # not all are images, so the image is a clip of its own
     assert torch.equal(pixels_of(processor, pictures)[1:], other)
 
 
@@ -149,7 +149,7 @@ def test_encoded_clips_of_every_form(path):
     ],
     ids=str,
 )
-def test_frames_resized_as_they_are_decoded_are_those_resized_together(path, options, monkeypatch):
+def test_resizing_while_decoding_changes_no_pixel(path, options, monkeypatch):
     seen = []
     resize = SwinBertVideoProcessor.resize
     monkeypatch.setattr(
@@ -161,7 +161,7 @@ def test_frames_resized_as_they_are_decoded_are_those_resized_together(path, opt
     expected = pixels_of(processor, decode_video(path, num_frames=4)[0], do_sample_frames=False, **options)
     assert torch.equal(pixels_of(processor, path, **options), expected)
     if not options:
-        assert [tuple(image.shape[-2:]) for image in seen] == [(32, 96), (16, 48)]  # the second time all is done
+        assert [tuple(image.shape[-2:]) for image in seen] == [(32, 96), (16, 48)]  # resized already at the second call
 
 
 def test_a_picture_is_a_clip_of_one_frame(clip):
@@ -200,7 +200,7 @@ def test_short_clips_repeat_frames(clip):
     assert torch.equal(pixels[0, 0], pixels[0, 2]) and not torch.equal(pixels[0, 2], pixels[0, 3])
 
 
-def test_fps_beats_the_stored_number_of_frames(path, clip):
+def test_fps_overrides_the_stored_number_of_frames(path, clip):
     processor = make_processor(num_frames=4)
     metadata = processor(path, fps=5, return_metadata=True)["video_metadata"][0]
     assert metadata.frames_indices == sample_indices(60, 10).tolist()
@@ -221,7 +221,7 @@ def test_ranges(path, clip):
     about = VideoMetadata(total_num_frames=9, fps=3)
     found = processor(clip, start=1, end=2, video_metadata=about, return_metadata=True)["video_metadata"][0]
     assert found.frames_indices == [3, 4, 5, 7] and about.frames_indices is None
-    assert kind_of(clip, start=1) == "bad_range"  # of a frame rate nothing is known
+    assert kind_of(clip, start=1) == "bad_range"  # the frame rate is unknown
     assert kind_of(path, start=1, end=1) == kind_of(path, start=5) == kind_of([path], start=[0, 1]) == "bad_range"
 
 
@@ -240,7 +240,7 @@ def test_sampling_for_training(path):
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
-def test_arrays_that_are_no_clips(clip):
+def test_invalid_arrays_are_refused(clip):
     broken = clip.astype(np.float32)
     broken[3, 2, 1, 0] = np.nan
     assert kind_of(broken) == kind_of(np.where(np.isnan(broken), np.inf, broken)) == "bad_array"
@@ -257,7 +257,7 @@ def test_arrays_that_are_no_clips(clip):
         (1, 1, 4, 40, 48, 3),
     ):
         assert kind_of(np.zeros(shape, np.uint8)) == "bad_array", shape
-    assert kind_of(np.zeros((2, 3, 40, 3), np.uint8)) == "bad_array"  # either layout
+    assert kind_of(np.zeros((2, 3, 40, 3), np.uint8)) == "bad_array"  # could be either layout
     assert pixels_of(make_processor(), np.zeros((2, 3, 40, 3), np.uint8), input_data_format="channels_last").any()
     assert kind_of(clip, input_data_format="channels_first") == "bad_array"
     assert kind_of([clip[0], clip[0, :20]]) == "bad_array"
@@ -265,12 +265,12 @@ def test_arrays_that_are_no_clips(clip):
 
 
 @pytest.mark.parametrize("videos", [[], None, 3, {}, [[]], ["clip.mp4", None]])
-def test_what_is_no_source(videos):
+def test_invalid_sources_are_refused(videos):
     assert kind_of(videos) in ("bad_source", "not_found")
 
 
 @pytest.mark.parametrize("arguments", [{"num_frames": 0}, {"num_frames": -1}, {"num_frames": 2.5}, {"fps": 0}])
-def test_numbers_that_are_none(clip, path, arguments):
+def test_invalid_numbers_are_refused(clip, path, arguments):
     assert kind_of(clip, **arguments) == kind_of(path, **arguments) == "bad_sampling"
     with pytest.raises(ValueError):
         SwinBertVideoProcessor(**arguments)
@@ -293,14 +293,14 @@ def test_an_error_names_its_item(clip, path, tmp_path):
 # --- Stored and loaded ------------------------------------------------------------------------------------------------
 
 
-def test_geometry_and_sampling_are_data(tmp_path, clip):
+def test_geometry_and_sampling_are_stored(tmp_path, clip):
     processor = make_processor(24, num_frames=6, frame_sampling="round", image_mean=[0.5] * 3)
     processor.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
     assert stored["size"] == {"shortest_edge": 24} and stored["frame_sampling"] == "round"
     assert stored["auto_map"] == {"AutoVideoProcessor": "video_processing_swinbert.SwinBertVideoProcessor"}
-    for name in ("video_processing_swinbert.py", "video_decoding_swinbert.py", "video_sources_swinbert.py"):
-        assert (tmp_path / name).is_file()
+    for name in ("processing", "decoding", "backends", "timeline", "sources"):
+        assert (tmp_path / f"video_{name}_swinbert.py").is_file()
     loaded = AutoVideoProcessor.from_pretrained(tmp_path)
     assert type(loaded) is SwinBertVideoProcessor
     assert torch.equal(pixels_of(loaded, clip), pixels_of(processor, clip))
