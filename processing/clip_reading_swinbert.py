@@ -247,11 +247,11 @@ class ReadAhead(IterableDataset):
     """
     Reads clips in threads, several at once, and yields them in the order of `inputs`.
 
-    No more clips wait, or are being read, than the next batch or the threads need. Decoders, Pillow and torch release
-    the GIL. What reading one clip raises is raised in its place, and iteration can go on.
+    It reads no further ahead than the next batch, or the number of threads, requires. Decoders, Pillow and torch
+    release the GIL. An exception of `read` is raised in the place of its clip, and iteration can continue.
 
     Args:
-        inputs: clips, sized or not; an iterator is run by one of the threads.
+        inputs: clips, with or without a length; one of the threads runs an iterator.
         read: from a clip to what is yielded.
         batch_size: clips in a batch of the model.
         takes_turns: stop reading files while the consumer works. For a model on the same cores: its threads wait for

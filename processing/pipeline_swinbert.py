@@ -38,34 +38,38 @@ class VideoCaptioningPipeline(Pipeline):
     ```
 
     **One clip** is a path, a URL, bytes, a file object, an array of frames (T, H, W, C), one image, a list of images,
-    or a dictionary with `video` (any of these) and, if wanted, its own `start`, `end`, `num_frames`; further keys are
-    ignored, so that the rows of a dataset can be passed as they are. What a `Video` column of `datasets` yields,
-    decoded or not, is a clip too. **Many clips** are a list, a tuple, an array (B, T, H, W, C), a generator or a
-    dataset; the last two are answered one by one as they are read. Threads read a few clips ahead, in order (a
-    generator is run by one of them): while the model works on those before, or in turns with a model on the same CPU. A
-    list in which every entry is an image (PIL, or an array of at most three dimensions) is the frames of *one* clip; to
-    caption stills, pass `[{"video": image}, ...]`.
+    or a dictionary with `video` (any of these) and, optionally, its own `start`, `end` and `num_frames`. Further keys
+    are ignored, so that rows of a dataset can be passed as they are. The values of a `Video` column of `datasets`,
+    decoded or not, are clips too.
 
-    A clip that cannot be read raises `VideoDecodeError` when it is passed alone. Among many it is logged, and has
-    `[{"generated_text": None, "score": None, "error": "..."}]` in its place, so that it costs the others nothing.
-    `on_error="raise"` or `on_error="return"` asks for one of the two in every case.
+    **Many clips** are a list, a tuple, an array (B, T, H, W, C), a generator or a dataset. A generator or dataset is
+    read as its captions are asked for. A list of images only (PIL, or arrays of at most three dimensions) is the frames
+    of *one* clip; to caption images, pass `[{"video": image}, ...]`.
+
+    Threads read the next clips while the model works on the ones before or, if both share a CPU, in turns with it. One
+    of the threads runs a generator.
+
+    A clip that cannot be read raises `VideoDecodeError` if it is passed alone. Among many clips it is logged, its result
+    is `[{"generated_text": None, "score": None, "error": "..."}]`, and the others are captioned. `on_error="raise"` or
+    `on_error="return"` chooses one of the two in every case.
 
     Args (of the constructor or of a call):
-        start, end (`float`, *optional*): range to caption, in seconds; a clip's own range comes first.
-        num_frames (`int`, *optional*): frames to sample uniformly; the model's own number when absent. GIT has one
-            embedding for each frame of its training (`config.num_image_with_embedding`, six) and cannot take more.
+        start, end (`float`, *optional*): range to caption, in seconds, for clips without a range of their own.
+        num_frames (`int`, *optional*): frames to sample uniformly; by default the model's number. GIT has an embedding
+            for each frame that it was trained with (`config.num_image_with_embedding`, six) and cannot take more.
         on_error (`"raise"` or `"return"`, *optional*): see above.
-        batch_size, num_workers: as in every pipeline; `num_workers` are processes that read instead of threads.
-        Everything else goes to `generate()`: `num_beams`, `num_return_sequences`, `max_length`, `do_sample`...
+        batch_size, num_workers: as in every pipeline; `num_workers` is the number of processes that read clips, instead
+            of threads.
+        All others are arguments of `generate()`: `num_beams`, `num_return_sequences`, `max_length`, `do_sample`...
 
     Returns:
         For each clip a list of `num_return_sequences` dictionaries with `generated_text` and `score`. Without beams the
-        score is the mean log-probability of the generated tokens, the closing `[SEP]` included, under the distribution
-        that they were picked from; at a `[SEP]` that the length limit forced, it is that of the word which it replaced.
-        With beams it is the sum of log-probabilities over `length ** length_penalty`.
+        score is the mean log-probability of the generated tokens, including the final `[SEP]`, under the distribution
+        that they were sampled from; a `[SEP]` that the length limit forces counts with the log-probability of the word
+        that it replaces. With beams the score is the sum of log-probabilities over `length ** length_penalty`.
     """
 
-    # Commit of a model from the Hub, for records of how a caption was made; set by whoever knows it.
+    # Commit of a model from the Hub, for records; `load_captioner` sets it.
     model_revision: str | None = None
 
     _load_processor = True

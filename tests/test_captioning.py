@@ -77,7 +77,7 @@ def test_one_caption_for_each_clip_in_order(captioner, batch_size):
 
 
 def test_a_batch_that_fails_is_repeated_clip_by_clip(captioner):
-    with pytest.warns(UserWarning, match="out of memory.*3 clips go one by one"):
+    with pytest.warns(UserWarning, match="out of memory.*3 clips are captioned one by one"):
         results = list(captions(["a", "large", "bad", "b"], captioner, batch_size=3))
     assert [each.text for each in results] == ["a a", "a large", None, "a b"]
     failed = list(captions(["never"], captioner))

@@ -175,7 +175,9 @@ class CaptionStream:
         except Exception as error:
             if len(batch) > 1:
                 reason = one_line(error)
-                warnings.warn(f"A batch failed ({reason}): its {len(batch)} clips go one by one.", stacklevel=2)
+                warnings.warn(
+                    f"A batch failed ({reason}): its {len(batch)} clips are captioned one by one.", stacklevel=2
+                )
                 for each in batch:
                     yield from self._caption([each])
                 return
@@ -215,13 +217,14 @@ def captions(
         print(caption.clip, caption.text, caption.score, caption.error)
     ```
 
-    Clips are read ahead of the model. Whatever is wrong with a clip becomes the `error` of its caption, and the others
-    go on; a batch that the model cannot process, for lack of memory say, is repeated clip by clip.
+    Clips are read ahead of the model. If a clip cannot be captioned, its `Caption` has an `error`, and the stream
+    continues with the next clip. A batch that the model cannot process, for lack of memory for example, is repeated clip
+    by clip.
 
     Args:
         clips: [`Clip`]s, or what a pipeline takes as one clip; a list, a generator, or anything with a length and
             indices, of which each clip is fetched when its turn comes.
-        captioner: see `load_captioner`. How clips are sampled and captions are searched is said there.
+        captioner: see `load_captioner`, whose parameters say how to sample clips and to search captions.
         batch_size: clips in one forward pass.
         num_workers: processes that read clips; 0 reads in threads of this process.
         only: numbers of the clips to caption. Batches are the same as without it, so that a caption does not depend on
@@ -256,7 +259,7 @@ class _Reader:
         try:
             source = {"video": clip.video, "start": clip.start, "end": clip.end}
             inputs = read_clip(self.family, source, **self.sampling)
-        except Exception as error:  # whatever is wrong with one clip, the others go on
+        except Exception as error:  # of any kind: it concerns this clip alone
             inputs = {"error": [one_line(error)]}
         return _ReadClip(without_video, inputs, batch_length)
 
