@@ -49,9 +49,9 @@ class VideoCaptioningPipeline(Pipeline):
     Threads read the next clips while the model works on the ones before or, if both share a CPU, in turns with it. One
     of the threads runs a generator.
 
-    A clip that cannot be read raises `VideoDecodeError` if it is passed alone. Among many clips it is logged, its result
-    is `[{"generated_text": None, "score": None, "error": "..."}]`, and the others are captioned. `on_error="raise"` or
-    `on_error="return"` chooses one of the two in every case.
+    A clip that cannot be read raises `VideoDecodeError` if it is passed alone. Among many clips it is logged, and its
+    result is `[{"generated_text": None, "score": None, "error": "..."}]`; the others are captioned. `on_error="raise"`
+    or `on_error="return"` chooses one of the two in every case.
 
     Args (of the constructor or of a call):
         start, end (`float`, *optional*): range to caption, in seconds, for clips without a range of their own.

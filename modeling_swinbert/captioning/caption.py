@@ -218,8 +218,8 @@ def captions(
     ```
 
     Clips are read ahead of the model. If a clip cannot be captioned, its `Caption` has an `error`, and the stream
-    continues with the next clip. A batch that the model cannot process, for lack of memory for example, is repeated clip
-    by clip.
+    continues with the next clip. A batch that the model cannot process, for example for lack of memory, is repeated
+    clip by clip.
 
     Args:
         clips: [`Clip`]s, or what a pipeline takes as one clip; a list, a generator, or anything with a length and
