@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .video_pictures_swinbert import PictureConverter
 from .video_sources_swinbert import VideoDecodeError
 from .video_timeline_swinbert import VideoTimeline, read_timeline
 
 try:
     import av
-    from av.video.reformatter import VideoReformatter
 except ImportError:
     av = None  # type: ignore[assignment]
 
@@ -32,8 +32,6 @@ _PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container 
 _PYAV_VERSION = int(av.__version__.split(".")[0]) if av is not None else 0
 # A title in an old encoding is no reason to refuse a clip; from PyAV 19 on it is none, and the argument is gone.
 _OPEN_ARGUMENTS: dict[str, Any] = {"metadata_errors": "ignore"} if _PYAV_VERSION < 19 else {}
-# PyAV 17 and later would start as many threads as there are cores for each frame, to convert it to RGB.
-_REFORMAT_ARGUMENTS: dict[str, Any] = {"threads": 1} if _PYAV_VERSION >= 17 else {}
 # Over a gap of fewer bytes, reading on is cheaper than seeking.
 _SEEK_BYTES = 4 << 20
 # The packets of a stream up to this size stay in memory from reading the timeline until they are decoded.
@@ -137,18 +135,18 @@ class StreamDecoder:
     Attributes:
         timeline ([`VideoTimeline`]): read when the file is opened.
         stream: PyAV's.
-        size (`tuple[int, int]`): width and height according to the header, before rotation; 0 where it says nothing.
+        size (`tuple[int, int]`): width and height of the frames according to the header; 0 where it says nothing.
+        pictures ([`PictureConverter`]): turns frames into pictures.
     """
 
     def __init__(self, name: str, media: str | BinaryIO):
         self._name, self._media = name, media
         self._file = contextlib.ExitStack()
-        self._reformatter = VideoReformatter()
-        self._quarter_turns: int | None = None
         self._num_pixels = 0  # decoded so far
         self._output: deque[tuple[int, Any]] = deque()  # decoded frames that nobody has taken yet, with their numbers
         self._open()
         try:
+            self.pictures = PictureConverter(name, self.stream, MAX_FRAME_PIXELS)
             self.timeline, self._kept_packets = read_timeline(name, self._container, self.stream, _KEPT_BYTES)
         except BaseException:
             self.close()
@@ -159,6 +157,10 @@ class StreamDecoder:
 
     def close(self) -> None:
         self._file.close()
+
+    def first_frame(self, wanted: np.ndarray) -> Any:
+        """The first frame that comes out on the way to the frames `wanted`, (T,); `None` if none can be decoded."""
+        return next((frame for _, frame in self.frames(wanted[:1], to_be_continued=False)), None)
 
     def frames(self, wanted: np.ndarray, to_be_continued: bool) -> Iterator[tuple[int, Any]]:
         """
@@ -204,28 +206,12 @@ class StreamDecoder:
                     nearest[away < distance] = frame
                     distance = np.minimum(distance, away)
             if None not in nearest:
-                pictures = [self.picture(frame) for frame in nearest]
+                pictures = [self.pictures.convert(frame) for frame in nearest]
                 replaced = {number for number, away in zip(lost, distance, strict=True) if away}
                 return dict(zip(lost, pictures, strict=True)), len(replaced - {timeline.truncated_frame})
         raise VideoDecodeError(
             self._name, "undecodable", f"expected frames, found {len(skip_none)} packets of which none can be decoded."
         )
-
-    def picture(self, frame: Any) -> np.ndarray:
-        """(H, W, 3) RGB, upright. Where the resolution changes within a stream, the header's holds for all pictures."""
-        if self._quarter_turns is None:
-            self._quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as in numpy
-        width, height = self.size
-        picture = self._reformatter.reformat(
-            frame, format="rgb24", width=width or frame.width, height=height or frame.height, **_REFORMAT_ARGUMENTS
-        ).to_ndarray()
-        if not self._quarter_turns:
-            return picture
-        channels = [np.rot90(picture[..., channel], self._quarter_turns) for channel in range(3)]
-        rotated = np.empty((*channels[0].shape, 3), np.uint8)
-        for channel, values in enumerate(channels):  # one by one is three times as fast
-            rotated[..., channel] = values
-        return rotated
 
     def _open(self, num_threads: int = 1) -> None:
         """Opens the file at its beginning, anew if it is open. FFmpeg chooses the number of threads if it is 0."""

@@ -183,7 +183,7 @@ class VideoReader:
         to_be_continued: bool,
     ) -> tuple[np.ndarray, VideoMetadata]:
         """The frames `wanted`, (T,) numbers in any order, repeats allowed. Called by a public function's own frame."""
-        width, height = self._decoder.size
+        width, height = self._decoder.pictures.size
         if len(wanted) * width * height * 3 > MAX_CLIP_BYTES:
             raise VideoDecodeError(
                 self._name,
@@ -215,6 +215,11 @@ class VideoReader:
         Puts the frames `wanted`, (T,) ascending without repeats, into `buffer`; returns how many of them had to be
         replaced by others.
         """
+        if self._backend != "pyav" and self._needs_pyav(wanted):
+            logger.warning(
+                f"{self._name}: {self._backend} does not show its frames as they are meant to be seen; PyAV decodes it."
+            )
+            self._backend = "pyav"
         if self._backend != "pyav":
             arguments = self._name, self._media, self.timeline, wanted
             by_decord = self._backend == "decord"
@@ -223,18 +228,22 @@ class VideoReader:
                 if by_decord
                 else decode_with_torchcodec(*arguments, self._decoder.stream.index)
             ):
-                buffer.put(position, picture)
+                buffer.put(position, self._decoder.pictures.reshape(picture))
             return 0
         position_of = {int(number): position for position, number in enumerate(wanted)}
         for number, frame in self._decoder.frames(wanted, to_be_continued):
             if number in position_of:
-                buffer.put(position_of.pop(number), self._decoder.picture(frame))
+                buffer.put(position_of.pop(number), self._decoder.pictures.convert(frame))
             if not position_of:
                 return 0
         pictures, num_replaced = self._decoder.replacements(sorted(position_of))
         for number, picture in pictures.items():
             buffer.put(position_of[number], picture)
         return num_replaced
+
+    def _needs_pyav(self, wanted: np.ndarray) -> bool:
+        frame = self._decoder.first_frame(wanted)
+        return frame is not None and self._decoder.pictures.needs_pyav(frame)
 
 
 def decode_video(

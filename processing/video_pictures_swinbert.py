@@ -1,0 +1,143 @@
+"""
+From a decoded frame to the picture that is shown: deinterlacing, colours, transparency, shape and orientation.
+
+All of it is done on PyAV's frames. In docstrings H and W are the height and width of a picture.
+"""
+
+import warnings
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+try:
+    import av
+    from av.video.reformatter import VideoReformatter
+except ImportError:
+    av = None  # type: ignore[assignment]
+
+_PYAV_VERSION = int(av.__version__.split(".")[0]) if av is not None else 0
+# PyAV 17 and later would start as many threads as there are cores for each frame, to convert it to RGB.
+_REFORMAT_ARGUMENTS: dict[str, Any] = {"threads": 1} if _PYAV_VERSION >= 17 else {}
+# A pixel's width over its height: beyond this (or its inverse) the header is wrong. The widest in use is 2.91, of
+# half-width 16:9 pictures.
+_MAX_PIXEL_ASPECT = 4
+# Rounding of a frame's size to even numbers leaves aspects such as 404:405, which nobody sees.
+_SQUARE_TOLERANCE = 0.01
+
+# --- Orientation ------------------------------------------------------------------------------------------------------
+
+
+def read_orientation(matrix: Any) -> tuple[bool, bool, bool] | None:
+    """
+    What a display matrix (ISO/IEC 14496-12, 6.2.2) does to a picture: whether to transpose it, then to reverse its
+    rows, then its columns. `None` if it is no composition of quarter turns and flips.
+
+    Args:
+        matrix: buffer of 9 int32, ((a, b, u), (c, d, v), (x, y, w)): pixel (p, q) is shown at (ap + cq + x,
+            bp + dq + y).
+    """
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
+    columns = np.array([[a, c], [b, d]])
+    lengths = np.hypot(*columns)  # pictures may be scaled too, which says nothing about their orientation
+    if not lengths.all():
+        return None
+    unit = columns / lengths
+    signs = np.rint(unit)
+    if np.abs(unit - signs).max() > 0.02 or abs(round(np.linalg.det(signs))) != 1:  # a degree, as in FFmpeg
+        return None
+    transposed = not signs[0, 0]
+    return transposed, signs[1].sum() < 0, signs[0].sum() < 0
+
+
+def _orient(picture: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarray:
+    """(H, W, 3) or, transposed, (W, H, 3), contiguous."""
+    transposed, rows, columns = orientation
+    steps = slice(None, None, -1 if rows else 1), slice(None, None, -1 if columns else 1)
+    view = (picture.swapaxes(0, 1) if transposed else picture)[steps]
+    oriented = np.empty(view.shape, np.uint8)
+    for channel in range(3):  # one by one is three times as fast
+        oriented[..., channel] = view[..., channel]
+    return oriented
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+
+class PictureConverter:
+    """
+    Turns the frames of one stream into the pictures that are shown.
+
+    Args:
+        name (`str`): the clip, for warnings.
+        stream: PyAV's.
+        max_pixels (`int`): pictures of more pixels keep the shape in which they are stored.
+
+    Attributes:
+        size (`tuple[int, int]`): width and height of the pictures before they are turned; 0 where the header says
+            nothing.
+    """
+
+    def __init__(self, name: str, stream: Any, max_pixels: int):
+        self._name = name
+        self._reformatter = VideoReformatter()
+        self._orientation: tuple[bool, bool, bool] | None = None
+        width, height = stream.codec_context.width, stream.codec_context.height
+        self._pixel_aspect = self._read_pixel_aspect(stream.sample_aspect_ratio)
+        if self._shown_width(width) * height > max_pixels:
+            self._pixel_aspect = Fraction(1)
+        self.size = self._shown_width(width), height
+
+    def _read_pixel_aspect(self, aspect: Fraction | None) -> Fraction:
+        if not aspect or abs(aspect - 1) < _SQUARE_TOLERANCE:
+            return Fraction(1)
+        if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+            self._warn(f"a pixel's width is {aspect} of its height according to the header; taken as 1.")
+            return Fraction(1)
+        return Fraction(aspect)
+
+    def _shown_width(self, width: int) -> int:
+        return round(width * self._pixel_aspect)
+
+    def _warn(self, problem: str) -> None:
+        warnings.warn(f"{self._name}: {problem}", stacklevel=2)
+
+    def needs_pyav(self, frame: Any) -> bool:
+        """Whether other decoders do not show this frame as this class does, but for the shape, see `reshape`."""
+        transposed, rows, columns = self._read_orientation(frame)
+        return transposed == (rows == columns)  # a flip: they know turns only
+
+    def reshape(self, picture: np.ndarray) -> np.ndarray:
+        """A picture that another decoder gave, upright and as wide as it is stored, in the shape of `convert`'s."""
+        width, height = self.size[::-1] if self._orientation and self._orientation[0] else self.size
+        if self._pixel_aspect == 1 or not width or picture.shape[:2] == (height, width):
+            return picture
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+
+    def _read_orientation(self, frame: Any) -> tuple[bool, bool, bool]:
+        """Read once: of the first frame."""
+        if self._orientation is None:
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            orientation = read_orientation(matrix) if matrix is not None else (False, False, False)
+            if orientation is None:
+                self._warn("its display matrix is no composition of quarter turns and flips: pictures are not turned.")
+            self._orientation = orientation or (False, False, False)
+        return self._orientation
+
+    def convert(self, frame: Any) -> np.ndarray:
+        """
+        (H, W, 3) RGB, upright, in the shape in which it is shown. Where the resolution changes within a stream, the
+        header's holds for all pictures.
+        """
+        orientation = self._read_orientation(frame)
+        picture = self._to_rgb(frame, self.size[0] or self._shown_width(frame.width), self.size[1] or frame.height)
+        return _orient(picture, orientation) if any(orientation) else picture
+
+    def _to_rgb(self, frame: Any, width: int, height: int) -> np.ndarray:
+        return self._reformatter.reformat(
+            frame, format="rgb24", width=width, height=height, **_REFORMAT_ARGUMENTS
+        ).to_ndarray()
+
+
+__all__ = ["PictureConverter", "read_orientation"]
