@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .video_pictures_swinbert import PictureConverter
+from .video_pictures_swinbert import PictureConverter, deinterlace_frames
 from .video_sources_swinbert import VideoDecodeError
 from .video_timeline_swinbert import VideoTimeline, read_timeline
 
@@ -132,6 +132,11 @@ class StreamDecoder:
     Decodes frames of a video's best stream. The file stays open, and the decoder keeps its state from one call to the
     next, so that frames in ascending order are decoded in one pass.
 
+    Args:
+        name (`str`): the clip, for messages.
+        media: absolute path or seekable binary stream, see `open_source`.
+        deinterlace (`bool`): whether to deinterlace frames that are marked as interlaced.
+
     Attributes:
         timeline ([`VideoTimeline`]): read when the file is opened.
         stream: PyAV's.
@@ -139,8 +144,9 @@ class StreamDecoder:
         pictures ([`PictureConverter`]): turns frames into pictures.
     """
 
-    def __init__(self, name: str, media: str | BinaryIO):
+    def __init__(self, name: str, media: str | BinaryIO, deinterlace: bool = True):
         self._name, self._media = name, media
+        self._deinterlace, self._is_interlaced = deinterlace, False
         self._file = contextlib.ExitStack()
         self._num_pixels = 0  # decoded so far
         self._output: deque[tuple[int, Any]] = deque()  # decoded frames that nobody has taken yet, with their numbers
@@ -158,9 +164,15 @@ class StreamDecoder:
     def close(self) -> None:
         self._file.close()
 
-    def first_frame(self, wanted: np.ndarray) -> Any:
-        """The first frame that comes out on the way to the frames `wanted`, (T,); `None` if none can be decoded."""
-        return next((frame for _, frame in self.frames(wanted[:1], to_be_continued=False)), None)
+    def needs_pyav(self, wanted: np.ndarray) -> bool:
+        """
+        Whether other decoders do not show the stream as this class does. The first frame tells that comes out on the
+        way to the frames `wanted`, (T,).
+        """
+        frame = next((frame for _, frame in self._frames(wanted[:1], to_be_continued=False)), None)
+        if frame is None:
+            return False
+        return (frame.interlaced_frame and self._deinterlace) or self.pictures.needs_pyav(frame)
 
     def frames(self, wanted: np.ndarray, to_be_continued: bool) -> Iterator[tuple[int, Any]]:
         """
@@ -168,6 +180,23 @@ class StreamDecoder:
         Damaged frames are missing. If `to_be_continued`, the last group of pictures is left in a state in which a call
         for later frames of the group goes on; it takes decoding a few packets more.
         """
+        if not self._is_interlaced:
+            for number, frame in self._frames(wanted, to_be_continued):
+                if frame.interlaced_frame and self._deinterlace and number in wanted:
+                    self._is_interlaced = True
+                    wanted = wanted[wanted >= number]
+                    break
+                yield number, frame
+            else:
+                return
+        # Each frame is deinterlaced with its neighbours, so that it does not depend on which others are wanted.
+        needed = np.unique(np.clip([wanted - 1, wanted, wanted + 1], 0, len(self.timeline) - 1))
+        is_needed = set(needed.tolist())
+        frames = self._frames(needed, to_be_continued)
+        yield from deinterlace_frames((number, frame) for number, frame in frames if number in is_needed)
+
+    def _frames(self, wanted: np.ndarray, to_be_continued: bool) -> Iterator[tuple[int, Any]]:
+        """As `frames`, without deinterlacing."""
         packet_of_wanted = self.timeline.packet_of_frame[wanted]
         skip = self.timeline.packets["is_disposable"] & self.timeline.has_time_stamps
         skip[packet_of_wanted] = False
@@ -206,6 +235,8 @@ class StreamDecoder:
                     nearest[away < distance] = frame
                     distance = np.minimum(distance, away)
             if None not in nearest:
+                if self._deinterlace:  # by themselves, since their neighbours may be damaged
+                    nearest = [frame for only in nearest for _, frame in deinterlace_frames([(0, only)])]
                 pictures = [self.pictures.convert(frame) for frame in nearest]
                 replaced = {number for number, away in zip(lost, distance, strict=True) if away}
                 return dict(zip(lost, pictures, strict=True)), len(replaced - {timeline.truncated_frame})

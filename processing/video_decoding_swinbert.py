@@ -106,8 +106,8 @@ class VideoReader:
     one thread at a time.
 
     Args:
-        source, backend, allow_private_urls: as of [`decode_video`]. decord and torchcodec open the file themselves, for
-            each range.
+        source, backend, allow_private_urls, deinterlace: as of [`decode_video`]. decord and torchcodec open the file
+            themselves, for each range.
 
     Attributes:
         timeline ([`VideoTimeline`]): when each frame is shown.
@@ -118,7 +118,9 @@ class VideoReader:
         ImportError: PyAV is not installed.
     """
 
-    def __init__(self, source: Any, *, backend: str = "auto", allow_private_urls: bool = False):
+    def __init__(
+        self, source: Any, *, backend: str = "auto", allow_private_urls: bool = False, deinterlace: bool = True
+    ):
         if backend not in ("auto", *BACKENDS):
             raise ValueError(f"`backend` must be auto, {' or '.join(BACKENDS)}, got {backend!r}.")
         if av is None:
@@ -127,7 +129,7 @@ class VideoReader:
         self._backend = "pyav" if backend == "auto" else backend
         with contextlib.ExitStack() as stack:
             self._media = stack.enter_context(open_source(source, allow_private_urls))
-            self._decoder = StreamDecoder(self._name, self._media)
+            self._decoder = StreamDecoder(self._name, self._media, deinterlace)
             stack.callback(self._decoder.close)
             self._resources = stack.pop_all()
         self.timeline = self._decoder.timeline
@@ -215,7 +217,7 @@ class VideoReader:
         Puts the frames `wanted`, (T,) ascending without repeats, into `buffer`; returns how many of them had to be
         replaced by others.
         """
-        if self._backend != "pyav" and self._needs_pyav(wanted):
+        if self._backend != "pyav" and self._decoder.needs_pyav(wanted):
             logger.warning(
                 f"{self._name}: {self._backend} does not show its frames as they are meant to be seen; PyAV decodes it."
             )
@@ -241,10 +243,6 @@ class VideoReader:
             buffer.put(position_of[number], picture)
         return num_replaced
 
-    def _needs_pyav(self, wanted: np.ndarray) -> bool:
-        frame = self._decoder.first_frame(wanted)
-        return frame is not None and self._decoder.pictures.needs_pyav(frame)
-
 
 def decode_video(
     source: Any,
@@ -256,6 +254,7 @@ def decode_video(
     backend: str = "auto",
     strict: bool = False,
     allow_private_urls: bool = False,
+    deinterlace: bool = True,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
@@ -272,9 +271,13 @@ def decode_video(
             `start` and ends one frame after the last that is not after `end`, as in SwinBERT; an `end` past the end of
             the video means the end.
         backend (`str`): `"pyav"`, `"decord"`, `"torchcodec"`; `"auto"` is PyAV. They give frames of the same moments.
+            Where the others do not show frames as they are meant to be seen (mirrored, interlaced), PyAV decodes them,
+            and the metadata say so.
         strict (`bool`): whether to refuse a clip if a wanted frame cannot be decoded. Otherwise the nearest frame that
             can be decoded replaces it, with a warning that counts such frames.
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.
+        deinterlace (`bool`): whether to deinterlace frames that are marked as interlaced, by FFmpeg's `bwdif`: one
+            picture for each frame.
         transform (callable, *optional*): applied to each frame, (H, W, C), as soon as it is decoded; one that makes
             frames smaller saves the memory of a clip at full size. It must not keep the array that it gets.
 
@@ -287,7 +290,7 @@ def decode_video(
         ImportError: the backend is not installed.
     """
     check_num_frames(source, num_frames)
-    with VideoReader(source, backend=backend, allow_private_urls=allow_private_urls) as reader:
+    with VideoReader(source, backend=backend, allow_private_urls=allow_private_urls, deinterlace=deinterlace) as reader:
         wanted = reader._wanted_frames(indices, num_frames, start, end)
         return reader._read(wanted, strict, transform, to_be_continued=False)
 

@@ -4,7 +4,9 @@ From a decoded frame to the picture that is shown: deinterlacing, colours, trans
 All of it is done on PyAV's frames. In docstrings H and W are the height and width of a picture.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -60,6 +62,56 @@ def _orient(picture: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.nda
     for channel in range(3):  # one by one is three times as fast
         oriented[..., channel] = view[..., channel]
     return oriented
+
+
+# --- Interlaced frames ------------------------------------------------------------------------------------------------
+
+
+def _start_bwdif(frame: Any) -> Any:
+    """A filter graph that gives one frame for each, and leaves alone those that are not marked as interlaced."""
+    graph = av.filter.Graph()
+    nodes = [
+        graph.add_buffer(
+            width=frame.width,
+            height=frame.height,
+            format=frame.format,
+            time_base=Fraction(frame.time_base or Fraction(1, 1000)),
+        ),
+        graph.add("bwdif", "mode=send_frame:deint=interlaced"),
+        graph.add("buffersink"),
+    ]
+    for node, following in zip(nodes, nodes[1:], strict=False):
+        node.link_to(following)
+    graph.configure()
+    return graph
+
+
+def deinterlace_frames(frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """
+    Numbers and frames, deinterlaced by FFmpeg's `bwdif`, which also looks at the frames before and after: in a run of
+    consecutive numbers, all but the first and the last are as if the whole video were filtered.
+    """
+    graph, properties, numbers = None, None, [-1]
+
+    def pull() -> Iterator[tuple[int, Any]]:
+        with contextlib.suppress(BlockingIOError, EOFError):
+            while True:
+                frame = graph.pull()  # type: ignore[union-attr]
+                yield numbers.pop(0), frame
+
+    for number, frame in frames:
+        found = frame.width, frame.height, frame.format.name
+        if graph is None or number != numbers[-1] + 1 or found != properties:
+            if graph is not None:
+                graph.push(None)
+                yield from pull()
+            graph, properties, numbers = _start_bwdif(frame), found, []
+        numbers.append(number)
+        graph.push(frame)
+        yield from pull()
+    if graph is not None:
+        graph.push(None)
+        yield from pull()
 
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
@@ -140,4 +192,4 @@ class PictureConverter:
         ).to_ndarray()
 
 
-__all__ = ["PictureConverter", "read_orientation"]
+__all__ = ["PictureConverter", "deinterlace_frames", "read_orientation"]
