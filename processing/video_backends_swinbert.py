@@ -169,6 +169,8 @@ class StreamDecoder:
         Whether other decoders do not show the stream as this class does. The first frame tells that comes out on the
         way to the frames `wanted`, (T,).
         """
+        if self.timeline.shifts is not None:
+            return True
         frame = next((frame for _, frame in self._frames(wanted[:1], to_be_continued=False)), None)
         if frame is None:
             return False
@@ -337,7 +339,7 @@ class StreamDecoder:
             yield from enumerate(self._kept_packets[first : last + 1], start=first)
             return
         if packet := self._seek(first):
-            yield first, packet
+            yield first, packet  # the timeline's time stamps are the stored ones
         while self._next_packet <= last:
             try:
                 packet = next(self._demuxer)
@@ -346,6 +348,7 @@ class StreamDecoder:
             if packet.size:
                 self._next_packet += 1
                 if self._next_packet > first:
+                    self.timeline.restore_time(packet, self._next_packet - 1)
                     yield self._next_packet - 1, packet
 
     def _seek(self, target: int) -> Any:
@@ -356,10 +359,10 @@ class StreamDecoder:
         """
         timeline = self.timeline
         here, there = (int(timeline.packet_ends[packet - 1]) if packet else 0 for packet in (self._next_packet, target))
-        is_far = there - here >= _SEEK_BYTES and timeline.has_time_stamps
+        is_far = there - here >= _SEEK_BYTES and timeline.can_seek
         if here == there or (here < there and not is_far):
             return None
-        if timeline.has_time_stamps:
+        if timeline.can_seek:
             with contextlib.suppress(av.error.FFmpegError, IndexError):
                 self._container.seek(int(timeline.packets["pts"][target]), stream=self.stream)
                 demuxer = self._container.demux(self.stream)
