@@ -294,6 +294,29 @@ def _avi_times(packets: np.ndarray, delay: int) -> np.ndarray:
     return np.append(places[delay:], places[-1] + 1 + np.arange(delay)) - delay - places[0]
 
 
+def _time_frames(
+    container: Any, stream: Any, packets: np.ndarray, rate: Fraction
+) -> tuple[np.ndarray, Fraction, bool, np.ndarray | None]:
+    """
+    Numbers of the packets that hold the frames, (F,); the unit of their time stamps; whether packets have time stamps;
+    and `VideoTimeline.shifts`. Sets the time stamps in `packets` to those of the timeline.
+    """
+    if not _has_time_stamps(container, stream, packets):
+        is_avi = container.format.name == "avi"
+        # PyAV 14 does not tell the depth; most streams with B-frames have one of 1 or 2.
+        depth = getattr(stream.codec_context, "reorder_depth", 1)
+        packets["pts"] = _avi_times(packets, depth) if is_avi else np.arange(len(packets))
+        packets["duration"] = 1
+        return np.arange(len(packets)), Fraction(stream.time_base) if is_avi else 1 / rate, False, None
+    time_base = Fraction(stream.time_base)
+    shifts = _find_shifts(container.format.name, packets, time_base)
+    if shifts is not None:
+        packets["pts"] += shifts
+        packets["dts"] += shifts * (packets["dts"] != _NO_TIME)
+    shown = np.flatnonzero(~packets["is_hidden"])
+    return shown[np.unique(packets["pts"][shown], return_index=True)[1]], time_base, True, shifts
+
+
 def _truncated_frame(packets: np.ndarray, packet_of_frame: np.ndarray) -> int | None:
     """The frame of the last packet, if the end of the file cuts through it. Other corrupt packets are damage."""
     if not packets["is_corrupt"][-1] or packets["is_hidden"][-1]:
@@ -326,24 +349,7 @@ def read_timeline(
         )
     problems = [f"reading stopped after {len(packets)} packets ({problem})."] if problem else []
     rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-    shifts = None
-    if has_time_stamps := _has_time_stamps(container, stream, packets):
-        time_base = Fraction(stream.time_base)
-        shown = np.flatnonzero(~packets["is_hidden"])
-        shifts = _find_shifts(container.format.name, packets, time_base)
-        if shifts is not None:
-            packets["pts"] += shifts
-            packets["dts"][packets["dts"] != _NO_TIME] += shifts[packets["dts"] != _NO_TIME]
-        packet_of_frame = shown[np.unique(packets["pts"][shown], return_index=True)[1]]
-    else:
-        time_base, packet_of_frame = 1 / rate, np.arange(len(packets))
-        is_avi = container.format.name == "avi"
-        if is_avi:
-            time_base = Fraction(stream.time_base)
-        # PyAV 14 does not tell the depth; most streams with B-frames have one of 1 or 2.
-        depth = getattr(stream.codec_context, "reorder_depth", 1)
-        packets["pts"] = _avi_times(packets, depth) if is_avi else packet_of_frame
-        packets["duration"] = 1
+    packet_of_frame, time_base, has_time_stamps, shifts = _time_frames(container, stream, packets, rate)
     pts = packets["pts"][packet_of_frame]
     last_duration = packets["duration"][packet_of_frame[-1]] or (
         (pts[-1] - pts[0]) / (len(pts) - 1) if len(pts) > 1 else 1 / (rate * time_base)
