@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+from transformers.utils import logging
 
 from .video_pictures_swinbert import PictureConverter, deinterlace_frames
 from .video_sources_swinbert import VideoDecodeError
@@ -22,6 +23,8 @@ try:
     import av
 except ImportError:
     av = None  # type: ignore[assignment]
+
+logger = logging.get_logger(__name__)
 
 BACKENDS = ("pyav", "decord", "torchcodec")
 MAX_FRAME_PIXELS = 8192 * 4320
@@ -127,6 +130,20 @@ def _spans(timeline: VideoTimeline, wanted: np.ndarray, whole_groups: bool = Fal
     return merged
 
 
+def _transparent_codec(stream: Any) -> Any:
+    """A decoder of VP8 or VP9 that returns transparency too, which FFmpeg's own drops; `None` where there is none."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        return None
+    try:
+        codec = av.CodecContext.create(name, "r")
+    except ValueError:
+        logger.warning(f"This FFmpeg has no {name}: what is transparent is shown in the colours below.")
+        return None
+    codec.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    return codec
+
+
 class StreamDecoder:
     """
     Decodes frames of a video's best stream. The file stays open, and the decoder keeps its state from one call to the
@@ -136,6 +153,7 @@ class StreamDecoder:
         name (`str`): the clip, for messages.
         media: absolute path or seekable binary stream, see `open_source`.
         deinterlace (`bool`): whether to deinterlace frames that are marked as interlaced.
+        tone_map (`bool`): see [`PictureConverter`].
 
     Attributes:
         timeline ([`VideoTimeline`]): read when the file is opened.
@@ -144,7 +162,7 @@ class StreamDecoder:
         pictures ([`PictureConverter`]): turns frames into pictures.
     """
 
-    def __init__(self, name: str, media: str | BinaryIO, deinterlace: bool = True):
+    def __init__(self, name: str, media: str | BinaryIO, deinterlace: bool = True, tone_map: bool = True):
         self._name, self._media = name, media
         self._deinterlace, self._is_interlaced = deinterlace, False
         self._file = contextlib.ExitStack()
@@ -152,7 +170,7 @@ class StreamDecoder:
         self._output: deque[tuple[int, Any]] = deque()  # decoded frames that nobody has taken yet, with their numbers
         self._open()
         try:
-            self.pictures = PictureConverter(name, self.stream, MAX_FRAME_PIXELS)
+            self.pictures = PictureConverter(name, self.stream, MAX_FRAME_PIXELS, tone_map)
             self.timeline, self._kept_packets = read_timeline(name, self._container, self.stream, _KEPT_BYTES)
         except BaseException:
             self.close()
@@ -251,19 +269,20 @@ class StreamDecoder:
         self._file.close()
         self._container, self.stream = self._file.enter_context(open_stream(self._name, self._media))
         self.size = self.stream.codec_context.width, self.stream.codec_context.height
+        self._codec = _transparent_codec(self.stream) or self.stream.codec_context
         self._demuxer, self._next_packet = self._container.demux(self.stream), 0
         self._set_threads(num_threads)
 
     def _set_threads(self, num_threads: int) -> None:
         # Some decoders (dav1d, of AV1) have threads of their own, whatever the type.
         self._num_threads = num_threads
-        self.stream.codec_context.thread_type, self.stream.codec_context.thread_count = "AUTO", num_threads
+        self._codec.thread_type, self._codec.thread_count = "AUTO", num_threads
 
     def _choose_threads(self, num_packets: int) -> None:
         """Several threads from the call on at which enough pixels to pay for them will have been decoded."""
         self._num_pixels += num_packets * self.size[0] * self.size[1]
         num_threads = 0 if self._num_pixels > _THREADED_PIXELS else 1
-        if not self.stream.codec_context.is_open:
+        if not self._codec.is_open:
             self._set_threads(num_threads)
         elif num_threads != self._num_threads:
             self._open(num_threads)  # the number is fixed once a packet has been decoded
@@ -281,7 +300,7 @@ class StreamDecoder:
 
     def _restart(self, first: int) -> None:
         """Clears the decoder, to begin at packet `first`."""
-        self.stream.codec_context.flush_buffers()
+        self._codec.flush_buffers()
         self._output.clear()
         self._is_fed[:] = False
         self._begin = self._position = first  # the packets that the decoder gets first and next
@@ -309,7 +328,7 @@ class StreamDecoder:
 
     def _decode(self, packet: Any) -> None:
         try:
-            frames = self.stream.codec_context.decode(packet)
+            frames = self._codec.decode(packet)
         except av.error.FFmpegError:
             self._is_continuous = False
             return

@@ -8,10 +8,13 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from .video_colors_swinbert import HDR_TRANSFERS, tone_map, yuv_to_rgb
 
 try:
     import av
@@ -27,6 +30,8 @@ _REFORMAT_ARGUMENTS: dict[str, Any] = {"threads": 1} if _PYAV_VERSION >= 17 else
 _MAX_PIXEL_ASPECT = 4
 # Rounding of a frame's size to even numbers leaves aspects such as 404:405, which nobody sees.
 _SQUARE_TOLERANCE = 0.01
+_FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
+_BACKGROUND = 255  # white
 
 # --- Orientation ------------------------------------------------------------------------------------------------------
 
@@ -125,17 +130,23 @@ class PictureConverter:
         name (`str`): the clip, for warnings.
         stream: PyAV's.
         max_pixels (`int`): pictures of more pixels keep the shape in which they are stored.
+        tone_map (`bool`): whether pictures of high dynamic range become those of an ordinary screen.
 
     Attributes:
         size (`tuple[int, int]`): width and height of the pictures before they are turned; 0 where the header says
             nothing.
     """
 
-    def __init__(self, name: str, stream: Any, max_pixels: int):
+    def __init__(self, name: str, stream: Any, max_pixels: int, tone_map: bool = True):
         self._name = name
         self._reformatter = VideoReformatter()
         self._orientation: tuple[bool, bool, bool] | None = None
-        width, height = stream.codec_context.width, stream.codec_context.height
+        context = stream.codec_context
+        self._tone_map = tone_map
+        self._transfer, self._primaries = int(context.color_trc), int(context.color_primaries)
+        if self._transfer in HDR_TRANSFERS and not tone_map:
+            self._warn("its pictures have a high dynamic range; without tone mapping, their colours look washed out.")
+        width, height = context.width, context.height
         self._pixel_aspect = self._read_pixel_aspect(stream.sample_aspect_ratio)
         if self._shown_width(width) * height > max_pixels:
             self._pixel_aspect = Fraction(1)
@@ -158,7 +169,8 @@ class PictureConverter:
     def needs_pyav(self, frame: Any) -> bool:
         """Whether other decoders do not show this frame as this class does, but for the shape, see `reshape`."""
         transposed, rows, columns = self._read_orientation(frame)
-        return transposed == (rows == columns)  # a flip: they know turns only
+        is_flip = transposed == (rows == columns)  # others know turns only
+        return is_flip or self._transfer in HDR_TRANSFERS or _can_be_transparent(frame.format.name)
 
     def reshape(self, picture: np.ndarray) -> np.ndarray:
         """A picture that another decoder gave, upright and as wide as it is stored, in the shape of `convert`'s."""
@@ -187,9 +199,43 @@ class PictureConverter:
         return _orient(picture, orientation) if any(orientation) else picture
 
     def _to_rgb(self, frame: Any, width: int, height: int) -> np.ndarray:
-        return self._reformatter.reformat(
-            frame, format="rgb24", width=width, height=height, **_REFORMAT_ARGUMENTS
-        ).to_ndarray()
+        if self._transfer in HDR_TRANSFERS and self._tone_map:
+            return tone_map(self._signals(frame, width, height), self._transfer, self._primaries)
+        if _can_be_transparent(frame.format.name):
+            return _blend(self._reformat(frame, "rgba", width, height).to_ndarray())
+        return self._reformat(frame, "rgb24", width, height).to_ndarray()
+
+    def _reformat(self, frame: Any, pixel_format: str, width: int, height: int) -> Any:
+        return self._reformatter.reformat(frame, format=pixel_format, width=width, height=height, **_REFORMAT_ARGUMENTS)
+
+    def _signals(self, frame: Any, width: int, height: int) -> np.ndarray:
+        """(H, W, 3) RGB in [0, 1] of more than 8 bits, by the matrix of the frame's own colour space."""
+        if frame.format.is_rgb:
+            rgb = self._reformat(frame, "rgb48le", width, height)
+            return _read_plane(rgb.planes[0], width * 3).reshape(height, width, 3) / np.float32(65535)
+        bits = 12 if frame.format.components[0].bits > 10 else 10
+        yuv = self._reformat(frame, f"yuv444p{bits}le", width, height)
+        planes = np.stack([_read_plane(plane, width) for plane in yuv.planes])
+        return yuv_to_rgb(planes, bits, int(frame.colorspace), int(frame.color_range) == _FULL_RANGE)
+
+
+@cache
+def _can_be_transparent(pixel_format: str) -> bool:
+    found = av.VideoFormat(pixel_format)
+    return found.has_palette or any(component.is_alpha for component in found.components)
+
+
+def _blend(rgba: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of (H, W, 4), over the background."""
+    if rgba[..., 3].min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + (255 - alpha) * _BACKGROUND + 127) // 255).astype(np.uint8)
+
+
+def _read_plane(plane: Any, width: int) -> np.ndarray:
+    """(H, `width`) uint16, without the padding at the end of each line."""
+    return np.frombuffer(plane, "<u2").reshape(plane.height, plane.line_size // 2)[:, :width]
 
 
 __all__ = ["PictureConverter", "deinterlace_frames", "read_orientation"]

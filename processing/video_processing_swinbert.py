@@ -35,6 +35,7 @@ class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[c
         video_backend (`str`, *optional*): what decodes files, see `decode_video`.
         strict (`bool`, *optional*): whether to refuse clips with undecodable frames, see `decode_video`.
         deinterlace (`bool`, *optional*): whether to deinterlace frames that are marked as interlaced; by default, yes.
+        tone_map (`bool`, *optional*): whether frames of high dynamic range become ordinary ones; by default, yes.
         allow_private_urls (`bool`, *optional*): whether URLs may lead into the private network; at a call only, since
             the configuration may have come from anywhere.
     """
@@ -46,6 +47,7 @@ class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[c
     video_backend: str | None
     strict: bool | None
     deinterlace: bool | None
+    tone_map: bool | None
     allow_private_urls: bool | None
 
 
@@ -85,7 +87,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     # Said at a call, never stored: they belong to a clip or to a run.
     _per_call = ("start", "end", "generator", "allow_private_urls", "video_metadata")
 
-    _decoding_arguments = ("video_backend", "strict", "deinterlace", "allow_private_urls")
+    _decoding_arguments = ("video_backend", "strict", "deinterlace", "tone_map", "allow_private_urls")
 
     def __init__(self, **kwargs: Unpack[SwinBertVideoProcessorKwargs]):
         super().__init__(**kwargs)
@@ -110,6 +112,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         video_backend: str | None = None,
         strict: bool | None = None,
         deinterlace: bool | None = None,
+        tone_map: bool | None = None,
         allow_private_urls: bool | None = None,
         transform: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> tuple[np.ndarray, VideoMetadata]:
@@ -141,6 +144,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
             backend=video_backend or self.video_backend or "auto",
             strict=bool(self.strict if strict is None else strict),
             deinterlace=self.deinterlace is not False if deinterlace is None else deinterlace,
+            tone_map=self.tone_map is not False if tone_map is None else tone_map,
             allow_private_urls=bool(allow_private_urls),
             transform=transform,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from encoded_clips import encode, numbered_frame, patch, read_numbers
+from encoded_clips import can_encode, encode, numbered_frame, patch, read_numbers
 
 from swinbert.processing import SwinBertVideoProcessor, VideoDecodeError, decode_video
 from swinbert.processing.video_decoding_swinbert import VideoReader
@@ -208,3 +208,106 @@ def test_the_processor_deinterlaces_unless_told_not_to(tmp_path):
 def test_progressive_frames_pass_untouched(tmp_path, monkeypatch):
     monkeypatch.setattr("swinbert.processing.video_backends_swinbert.deinterlace_frames", None)
     decode_video(encode(tmp_path / "clip.mp4", range(5)))
+
+
+# --- High dynamic range -----------------------------------------------------------------------------------------------
+
+# Signals, and what an ordinary screen shows of their light: 255 (light / 203) ** (1 / 2.4) below the knee at 92 cd/m2.
+GREYS = {
+    # 0, 1, 10, 50, 203 and 1000 cd/m2, as in the tables of ITU-R BT.2408
+    "smpte2084": ((0, 0.1496, 0.3022, 0.4403, 0.5807, 0.7518), (0, 28, 73, 142, 230, 255)),
+    # 0, 20.1, 26.2, 50.7, 203 and 1000 cd/m2 on a screen of 1000
+    "arib-std-b67": ((0, 0.34, 0.38, 0.50, 0.75, 1), (0, 97, 109, 143, 230, 255)),
+}
+
+
+def encode_hdr(path: Path, transfer: str, signals: np.ndarray) -> Path:
+    """Columns of 16 pixels of the RGB `signals`, (N, 3), in BT.2020."""
+    options = f"lossless=1:log-level=none:colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc"
+    r, g, b = signals.T
+    y = 0.2627 * r + 0.6780 * g + 0.0593 * b
+    planes = 64 + 876 * y, 512 + 896 * (b - y) / 1.8814, 512 + 896 * (r - y) / 1.4746
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx265", rate=10, options={"x265-params": options})
+        stream.width, stream.height, stream.pix_fmt = 16 * len(signals), 32, "yuv420p10le"
+        for _ in range(3):
+            frame = av.VideoFrame(stream.width, stream.height, "yuv420p10le")
+            for plane, values in zip(frame.planes, planes, strict=True):
+                row = np.rint(values).astype(np.uint16).repeat(plane.width // len(signals))
+                lines = np.zeros((plane.height, plane.line_size // 2), np.uint16)
+                lines[:, : plane.width] = row
+                plane.update(lines.tobytes())
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+needs_x265 = pytest.mark.skipif(not can_encode("libx265"), reason="this PyAV has no encoder libx265")
+
+
+@needs_x265
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("transfer", GREYS)
+def test_high_dynamic_range_is_tone_mapped(tmp_path, transfer, backend):
+    signals, expected = GREYS[transfer]
+    path = encode_hdr(tmp_path / "clip.mp4", transfer, np.array(signals)[:, None].repeat(3, 1))
+    frames, metadata = decode_or_skip(path, backend)
+    assert frames.shape == (3, 32, 96, 3) and metadata.video_backend == "pyav"
+    greys = frames[:, 16, 8::16].astype(int)
+    assert np.ptp(greys, axis=-1).max() <= 2  # grey stays grey
+    assert np.abs(greys - np.array(expected)[:, None]).max() <= 3
+
+
+@needs_x265
+def test_colours_of_bt2020_become_those_of_bt709(tmp_path):
+    """The primaries of BT.709 at 50 cd/m2, in BT.2020 (ITU-R BT.2087, table 4)."""
+    to_bt2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
+    power = (50 * to_bt2020.T / 10000) ** (2610 / 16384)
+    signals = ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    frames, _ = decode_video(encode_hdr(tmp_path / "clip.mp4", "smpte2084", signals))
+    shown = frames[0, 16, 8::16].astype(int)
+    full = round(255 * (50 / 203) ** (1 / 2.4))
+    assert np.abs(np.diag(shown) - full).max() <= 6
+    assert (shown - np.diag(np.diag(shown))).max() <= 40  # a code value of PQ near black is much to an ordinary screen
+
+
+@needs_x265
+def test_high_dynamic_range_without_tone_mapping_is_warned_of(tmp_path):
+    path = encode_hdr(tmp_path / "clip.mp4", "smpte2084", np.array([[0.58] * 3] * 6))
+    with pytest.warns(UserWarning, match="clip.mp4: .* high dynamic range") as caught:
+        frames, _ = decode_video(path, tone_map=False)
+    assert len(caught) == 1 and abs(int(frames[0, 16, 16, 1]) - 0.58 * 255) < 4
+    processor = SwinBertVideoProcessor(num_frames=2, tone_map=False)
+    with pytest.warns(UserWarning, match="high dynamic range"):
+        processor(path)
+
+
+# --- Transparency -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "name,codec,pixels,options",
+    [
+        ("clip.webm", "libvpx-vp9", "yuva420p", {"auto-alt-ref": "0"}),
+        ("vp8.webm", "libvpx", "yuva420p", {"auto-alt-ref": "0"}),
+        ("clip.mov", "prores_ks", "yuva444p10le", {"profile": "4444"}),
+        ("png.mov", "png", "rgba", {}),
+    ],
+)
+def test_what_is_transparent_is_white(tmp_path, name, codec, pixels, options, backend):
+    """Red, half transparent in the middle third and wholly in the left one, over white."""
+    picture = np.zeros((64, 96, 4), np.uint8)
+    picture[..., 0], picture[..., 3] = 200, np.repeat([0, 128, 255], 32)
+    path = tmp_path / name
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pixels
+        for _ in range(6):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format=pixels)))
+        output.mux(stream.encode())
+    frames, _ = decode_or_skip(path, backend)
+    assert len(frames) == 6
+    for column, colour in ((16, (255, 255, 255)), (48, (227, 127, 127)), (80, (200, 0, 0))):
+        assert np.abs(frames[:, 32, column].astype(int) - colour).max() <= 6
+    assert np.array_equal(decode_video(path, indices=[4, 1])[0], frames[[4, 1]])
