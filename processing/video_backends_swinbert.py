@@ -14,15 +14,18 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+from transformers.utils import logging
 
+from .video_pictures_swinbert import PictureConverter, deinterlace_frames
 from .video_sources_swinbert import VideoDecodeError
 from .video_timeline_swinbert import VideoTimeline, read_timeline
 
 try:
     import av
-    from av.video.reformatter import VideoReformatter
 except ImportError:
     av = None  # type: ignore[assignment]
+
+logger = logging.get_logger(__name__)
 
 BACKENDS = ("pyav", "decord", "torchcodec")
 MAX_FRAME_PIXELS = 8192 * 4320
@@ -33,8 +36,6 @@ _PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container 
 _PYAV_VERSION = int(av.__version__.split(".")[0]) if av is not None else 0
 # A title in an old encoding is no reason to refuse a clip; from PyAV 19 on it is none, and the argument is gone.
 _OPEN_ARGUMENTS: dict[str, Any] = {"metadata_errors": "ignore"} if _PYAV_VERSION < 19 else {}
-# PyAV 17 and later would start as many threads as there are cores for each frame, to convert it to RGB.
-_REFORMAT_ARGUMENTS: dict[str, Any] = {"threads": 1} if _PYAV_VERSION >= 17 else {}
 # Over a gap of fewer bytes, reading on is cheaper than seeking.
 _SEEK_BYTES = 4 << 20
 # The packets of a stream up to this size stay in memory from reading the timeline until they are decoded.
@@ -130,26 +131,47 @@ def _spans(timeline: VideoTimeline, wanted: np.ndarray, whole_groups: bool = Fal
     return merged
 
 
+def _transparent_codec(stream: Any) -> Any:
+    """A decoder of VP8 or VP9 that returns transparency too, which FFmpeg's own drops; `None` where there is none."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        return None
+    try:
+        codec = av.CodecContext.create(name, "r")
+    except ValueError:
+        logger.warning(f"This FFmpeg has no {name}: what is transparent is shown in the colours below.")
+        return None
+    codec.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    return codec
+
+
 class StreamDecoder:
     """
     Decodes frames of a video's best stream. The file stays open, and the decoder keeps its state from one call to the
     next, so that frames in ascending order are decoded in one pass.
 
+    Args:
+        name (`str`): the clip, for messages.
+        media: absolute path or seekable binary stream, see `open_source`.
+        deinterlace (`bool`): whether to deinterlace frames that are marked as interlaced.
+        tone_map (`bool`): see [`PictureConverter`].
+
     Attributes:
         timeline ([`VideoTimeline`]): read when the file is opened.
         stream: PyAV's.
-        size (`tuple[int, int]`): width and height according to the header, before rotation; 0 where it says nothing.
+        size (`tuple[int, int]`): width and height of the frames according to the header; 0 where it says nothing.
+        pictures ([`PictureConverter`]): turns frames into pictures.
     """
 
-    def __init__(self, name: str, media: str | BinaryIO):
+    def __init__(self, name: str, media: str | BinaryIO, deinterlace: bool = True, tone_map: bool = True):
         self._name, self._media = name, media
+        self._deinterlace, self._is_interlaced = deinterlace, False
         self._file = contextlib.ExitStack()
-        self._reformatter = VideoReformatter()
-        self._quarter_turns: int | None = None
         self._num_pixels = 0  # decoded so far
         self._output: deque[tuple[int, Any]] = deque()  # decoded frames that nobody has taken yet, with their numbers
         self._open()
         try:
+            self.pictures = PictureConverter(name, self.stream, MAX_FRAME_PIXELS, tone_map)
             self.timeline, self._kept_packets = read_timeline(name, self._container, self.stream, _KEPT_BYTES)
         except BaseException:
             self.close()
@@ -162,12 +184,41 @@ class StreamDecoder:
     def close(self) -> None:
         self._file.close()
 
+    def needs_pyav(self, wanted: np.ndarray) -> bool:
+        """
+        Whether other decoders do not show the stream as this class does. The first frame tells that comes out on the
+        way to the frames `wanted`, (T,).
+        """
+        if self.timeline.shifts is not None:
+            return True
+        frame = next((frame for _, frame in self._frames(wanted[:1], to_be_continued=False)), None)
+        if frame is None:
+            return False
+        return (frame.interlaced_frame and self._deinterlace) or self.pictures.needs_pyav(frame)
+
     def frames(self, wanted: np.ndarray, to_be_continued: bool) -> Iterator[tuple[int, Any]]:
         """
         Numbers and frames that the decoder returns on the way to the frames `wanted`, (T,) ascending without repeats.
         Damaged frames are missing. If `to_be_continued`, the last group of pictures is left in a state in which a call
         for later frames of the group goes on; it takes decoding a few packets more.
         """
+        if not self._is_interlaced:
+            for number, frame in self._frames(wanted, to_be_continued):
+                if frame.interlaced_frame and self._deinterlace and number in wanted:
+                    self._is_interlaced = True
+                    wanted = wanted[wanted >= number]
+                    break
+                yield number, frame
+            else:
+                return
+        # Each frame is deinterlaced with its neighbours, so that it does not depend on which others are wanted.
+        needed = np.unique(np.clip([wanted - 1, wanted, wanted + 1], 0, len(self.timeline) - 1))
+        is_needed = set(needed.tolist())
+        frames = self._frames(needed, to_be_continued)
+        yield from deinterlace_frames((number, frame) for number, frame in frames if number in is_needed)
+
+    def _frames(self, wanted: np.ndarray, to_be_continued: bool) -> Iterator[tuple[int, Any]]:
+        """As `frames`, without deinterlacing."""
         packet_of_wanted = self.timeline.packet_of_frame[wanted]
         skip = self.timeline.packets["is_disposable"] & self.timeline.has_time_stamps
         skip[packet_of_wanted] = False
@@ -207,47 +258,34 @@ class StreamDecoder:
                     nearest[away < distance] = frame
                     distance = np.minimum(distance, away)
             if None not in nearest:
-                pictures = [self.picture(frame) for frame in nearest]
+                if self._deinterlace:  # by themselves, since their neighbours may be damaged
+                    nearest = [frame for only in nearest for _, frame in deinterlace_frames([(0, only)])]
+                pictures = [self.pictures.convert(frame) for frame in nearest]
                 replaced = {number for number, away in zip(lost, distance, strict=True) if away}
                 return dict(zip(lost, pictures, strict=True)), len(replaced - {timeline.truncated_frame})
         raise VideoDecodeError(
             self._name, "undecodable", f"expected frames, found {len(skip_none)} packets of which none can be decoded."
         )
 
-    def picture(self, frame: Any) -> np.ndarray:
-        """(H, W, 3) RGB, upright. Where the resolution changes within a stream, the header's holds for all pictures."""
-        if self._quarter_turns is None:
-            self._quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as in numpy
-        width, height = self.size
-        picture = self._reformatter.reformat(
-            frame, format="rgb24", width=width or frame.width, height=height or frame.height, **_REFORMAT_ARGUMENTS
-        ).to_ndarray()
-        if not self._quarter_turns:
-            return picture
-        channels = [np.rot90(picture[..., channel], self._quarter_turns) for channel in range(3)]
-        rotated = np.empty((*channels[0].shape, 3), np.uint8)
-        for channel, values in enumerate(channels):  # one by one is three times as fast
-            rotated[..., channel] = values
-        return rotated
-
     def _open(self, num_threads: int = 1) -> None:
         """Opens the file at its beginning, anew if it is open. FFmpeg chooses the number of threads if it is 0."""
         self._file.close()
         self._container, self.stream = self._file.enter_context(open_stream(self._name, self._media))
         self.size = self.stream.codec_context.width, self.stream.codec_context.height
+        self._codec = _transparent_codec(self.stream) or self.stream.codec_context
         self._demuxer, self._next_packet = self._container.demux(self.stream), 0
         self._set_threads(num_threads)
 
     def _set_threads(self, num_threads: int) -> None:
         # Some decoders (dav1d, of AV1) have threads of their own, whatever the type.
         self._num_threads = num_threads
-        self.stream.codec_context.thread_type, self.stream.codec_context.thread_count = "AUTO", num_threads
+        self._codec.thread_type, self._codec.thread_count = "AUTO", num_threads
 
     def _choose_threads(self, num_packets: int) -> None:
         """Several threads from the call on at which enough pixels to pay for them will have been decoded."""
         self._num_pixels += num_packets * self.size[0] * self.size[1]
         num_threads = 0 if self._num_pixels > _THREADED_PIXELS else 1
-        if not self.stream.codec_context.is_open:
+        if not self._codec.is_open:
             self._set_threads(num_threads)
         elif num_threads != self._num_threads:
             self._open(num_threads)  # the number is fixed once a packet has been decoded
@@ -265,7 +303,7 @@ class StreamDecoder:
 
     def _restart(self, first: int) -> None:
         """Clears the decoder, to begin at packet `first`."""
-        self.stream.codec_context.flush_buffers()
+        self._codec.flush_buffers()
         self._output.clear()
         self._is_fed[:] = False
         self._begin = self._position = first  # the packets that the decoder gets first and next
@@ -294,7 +332,7 @@ class StreamDecoder:
 
     def _decode(self, packet: Any) -> None:
         try:
-            frames = self.stream.codec_context.decode(packet)
+            frames = self._codec.decode(packet)
         except av.error.FFmpegError:
             self._is_continuous = False
             return
@@ -324,7 +362,7 @@ class StreamDecoder:
             yield from enumerate(self._kept_packets[first : last + 1], start=first)
             return
         if packet := self._seek(first):
-            yield first, packet
+            yield first, packet  # the timeline's time stamps are the stored ones
         while self._next_packet <= last:
             try:
                 packet = next(self._demuxer)
@@ -333,6 +371,7 @@ class StreamDecoder:
             if packet.size:
                 self._next_packet += 1
                 if self._next_packet > first:
+                    self.timeline.restore_time(packet, self._next_packet - 1)
                     yield self._next_packet - 1, packet
 
     def _seek(self, target: int) -> Any:
@@ -343,10 +382,10 @@ class StreamDecoder:
         """
         timeline = self.timeline
         here, there = (int(timeline.packet_ends[packet - 1]) if packet else 0 for packet in (self._next_packet, target))
-        is_far = there - here >= _SEEK_BYTES and timeline.has_time_stamps
+        is_far = there - here >= _SEEK_BYTES and timeline.can_seek
         if here == there or (here < there and not is_far):
             return None
-        if timeline.has_time_stamps:
+        if timeline.can_seek:
             with contextlib.suppress(av.error.FFmpegError, IndexError):
                 self._container.seek(int(timeline.packets["pts"][target]), stream=self.stream)
                 demuxer = self._container.demux(self.stream)

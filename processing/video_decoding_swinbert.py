@@ -106,8 +106,8 @@ class VideoReader:
     one thread at a time.
 
     Args:
-        source, backend, allow_private_urls: as of [`decode_video`]. decord and torchcodec open the file themselves, for
-            each range.
+        source, backend, allow_private_urls, deinterlace, tone_map: as of [`decode_video`]. decord and torchcodec open
+            the file themselves, for each range.
 
     Attributes:
         timeline ([`VideoTimeline`]): when each frame is shown.
@@ -118,7 +118,15 @@ class VideoReader:
         ImportError: PyAV is not installed.
     """
 
-    def __init__(self, source: Any, *, backend: str = "auto", allow_private_urls: bool = False):
+    def __init__(
+        self,
+        source: Any,
+        *,
+        backend: str = "auto",
+        allow_private_urls: bool = False,
+        deinterlace: bool = True,
+        tone_map: bool = True,
+    ):
         if backend not in ("auto", *BACKENDS):
             raise ValueError(f"`backend` must be auto, {' or '.join(BACKENDS)}, got {backend!r}.")
         if av is None:
@@ -127,7 +135,7 @@ class VideoReader:
         self._backend = "pyav" if backend == "auto" else backend
         with contextlib.ExitStack() as stack:
             self._media = stack.enter_context(open_source(source, allow_private_urls))
-            self._decoder = StreamDecoder(self._name, self._media)
+            self._decoder = StreamDecoder(self._name, self._media, deinterlace, tone_map)
             stack.callback(self._decoder.close)
             self._resources = stack.pop_all()
         self.timeline = self._decoder.timeline
@@ -183,7 +191,7 @@ class VideoReader:
         to_be_continued: bool,
     ) -> tuple[np.ndarray, VideoMetadata]:
         """The frames `wanted`, (T,) numbers in any order, repeats allowed. Called by a public function's own frame."""
-        width, height = self._decoder.size
+        width, height = self._decoder.pictures.size
         if len(wanted) * width * height * 3 > MAX_CLIP_BYTES:
             raise VideoDecodeError(
                 self._name,
@@ -215,6 +223,11 @@ class VideoReader:
         Puts the frames `wanted`, (T,) ascending without repeats, into `buffer`; returns how many of them had to be
         replaced by others.
         """
+        if self._backend != "pyav" and self._decoder.needs_pyav(wanted):
+            logger.warning(
+                f"{self._name}: {self._backend} does not show its frames as they are meant to be seen; PyAV decodes it."
+            )
+            self._backend = "pyav"
         if self._backend != "pyav":
             arguments = self._name, self._media, self.timeline, wanted
             by_decord = self._backend == "decord"
@@ -223,12 +236,12 @@ class VideoReader:
                 if by_decord
                 else decode_with_torchcodec(*arguments, self._decoder.stream.index)
             ):
-                buffer.put(position, picture)
+                buffer.put(position, self._decoder.pictures.reshape(picture))
             return 0
         position_of = {int(number): position for position, number in enumerate(wanted)}
         for number, frame in self._decoder.frames(wanted, to_be_continued):
             if number in position_of:
-                buffer.put(position_of.pop(number), self._decoder.picture(frame))
+                buffer.put(position_of.pop(number), self._decoder.pictures.convert(frame))
             if not position_of:
                 return 0
         pictures, num_replaced = self._decoder.replacements(sorted(position_of))
@@ -247,6 +260,8 @@ def decode_video(
     backend: str = "auto",
     strict: bool = False,
     allow_private_urls: bool = False,
+    deinterlace: bool = True,
+    tone_map: bool = True,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
@@ -263,14 +278,21 @@ def decode_video(
             `start` and ends one frame after the last that is not after `end`, as in SwinBERT; an `end` past the end of
             the video means the end.
         backend (`str`): `"pyav"`, `"decord"`, `"torchcodec"`; `"auto"` is PyAV. They give frames of the same moments.
+            Where the others do not show frames as they are meant to be seen (mirrored, interlaced, transparent, of
+            high dynamic range), PyAV decodes them, and the metadata say so.
         strict (`bool`): whether to refuse a clip if a wanted frame cannot be decoded. Otherwise the nearest frame that
             can be decoded replaces it, with a warning that counts such frames.
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.
+        deinterlace (`bool`): whether to deinterlace frames that are marked as interlaced, by FFmpeg's `bwdif`: one
+            picture for each frame.
+        tone_map (`bool`): whether frames of high dynamic range (PQ, HLG) become pictures of BT.709, by the tone curve
+            of BT.2390, see `video_colors_swinbert.py`. If not, a warning says that their colours are wrong.
         transform (callable, *optional*): applied to each frame, (H, W, C), as soon as it is decoded; one that makes
             frames smaller saves the memory of a clip at full size. It must not keep the array that it gets.
 
     Returns:
-        frames `np.ndarray` of uint8, (T, H, W, C), RGB, upright, and their `VideoMetadata`: `total_num_frames` of the
+        frames `np.ndarray` of uint8, (T, H, W, C), RGB, as they are meant to be seen: upright, with square pixels, and
+            what is transparent over white; and their `VideoMetadata`: `total_num_frames` of the
         whole video, `frames_indices` counted from its first frame, `height` and `width` before any `transform`.
 
     Raises:
@@ -278,7 +300,9 @@ def decode_video(
         ImportError: the backend is not installed.
     """
     check_num_frames(source, num_frames)
-    with VideoReader(source, backend=backend, allow_private_urls=allow_private_urls) as reader:
+    with VideoReader(
+        source, backend=backend, allow_private_urls=allow_private_urls, deinterlace=deinterlace, tone_map=tone_map
+    ) as reader:
         wanted = reader._wanted_frames(indices, num_frames, start, end)
         return reader._read(wanted, strict, transform, to_be_continued=False)
 

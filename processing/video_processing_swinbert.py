@@ -34,6 +34,8 @@ class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[c
         generator (`int` or `torch.Generator`, *optional*): seed or generator of random sampling.
         video_backend (`str`, *optional*): decoder of files, see `decode_video`.
         strict (`bool`, *optional*): whether to refuse clips with undecodable frames, see `decode_video`.
+        deinterlace (`bool`, *optional*): whether to deinterlace frames that are marked as interlaced (default: yes).
+        tone_map (`bool`, *optional*): whether to tone-map frames of high dynamic range (default: yes).
         allow_private_urls (`bool`, *optional*): whether URLs may lead into the private network. For a call only: a
             downloaded configuration must not allow it.
     """
@@ -44,6 +46,8 @@ class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[c
     generator: Any
     video_backend: str | None
     strict: bool | None
+    deinterlace: bool | None
+    tone_map: bool | None
     allow_private_urls: bool | None
 
 
@@ -83,6 +87,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     # Arguments of a call that are never stored: they belong to a clip or to a run.
     _per_call = ("start", "end", "generator", "allow_private_urls", "video_metadata")
 
+    _decoding_arguments = ("video_backend", "strict", "deinterlace", "tone_map", "allow_private_urls")
+
     def __init__(self, **kwargs: Unpack[SwinBertVideoProcessorKwargs]):
         super().__init__(**kwargs)
         _check_sampling(type(self).__name__, self.num_frames, self.fps)
@@ -105,6 +111,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         do_sample_frames: bool | None = None,
         video_backend: str | None = None,
         strict: bool | None = None,
+        deinterlace: bool | None = None,
+        tone_map: bool | None = None,
         allow_private_urls: bool | None = None,
         transform: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> tuple[np.ndarray, VideoMetadata]:
@@ -135,6 +143,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
             end=end,
             backend=video_backend or self.video_backend or "auto",
             strict=bool(self.strict if strict is None else strict),
+            deinterlace=self.deinterlace is not False if deinterlace is None else deinterlace,
+            tone_map=self.tone_map is not False if tone_map is None else tone_map,
             allow_private_urls=bool(allow_private_urls),
             transform=transform,
         )
@@ -174,7 +184,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     def preprocess(self, videos: Any, **kwargs: Unpack[SwinBertVideoProcessorKwargs]) -> BatchFeature:
         """See the class; `kwargs` override what the processor stores. `return_metadata=True` adds `video_metadata`."""
         sampling = {key: kwargs.pop(key, None) for key in ("num_frames", "fps", "frame_sampling", "generator")}
-        decoding = {key: kwargs.pop(key, None) for key in ("video_backend", "strict", "allow_private_urls")}
+        decoding = {key: kwargs.pop(key, None) for key in self._decoding_arguments}
         sample = kwargs.pop("do_sample_frames", None)
         sample = self.do_sample_frames if sample is None else sample
         _check_sampling(videos, sampling["num_frames"], sampling["fps"])

@@ -40,6 +40,9 @@ PACKET = np.dtype(
 )
 _NO_TIME = -(1 << 63)  # as FFmpeg's AV_NOPTS_VALUE
 _RECORDS_AT_ONCE = 4096
+# Containers without a header that holds for the whole file: files can be joined by writing one behind the other.
+_JOINABLE = ("mpegts", "mpeg", "flv")
+_LARGEST_DISORDER = 0.1  # seconds by which decoding times may go back without a new beginning, as in FFmpeg
 
 
 @dataclass
@@ -171,6 +174,8 @@ class VideoTimeline:
         truncated_frame (`int`, *optional*): the frame in which the file ends, if it was cut off.
         header_num_frames (`int`): number of frames according to the header; 0 where it says nothing.
         container (`str`): FFmpeg's name of the container.
+        shifts (`np.ndarray`, *optional*): (P,) what has been added to the time stamps that are stored, in a file in
+            which they begin again.
         problems (`list[str]`): sentences on what is wrong with the file as a whole.
     """
 
@@ -183,6 +188,7 @@ class VideoTimeline:
     truncated_frame: int | None
     header_num_frames: int
     container: str
+    shifts: np.ndarray | None = None
     problems: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -209,6 +215,18 @@ class VideoTimeline:
         distance = np.diff(self.pts).min() if len(self) > 1 else self.end_pts - self.pts[0]
         return 0.5 * float(distance) * float(self.time_base)
 
+    @property
+    def can_seek(self) -> bool:
+        """Whether a stored time stamp leads to one place in the file."""
+        return self.has_time_stamps and self.shifts is None
+
+    def restore_time(self, packet: Any, number: int) -> None:
+        """Sets the time stamps of packet `number`, as it was read from the file, to those of this timeline."""
+        if self.shifts is not None:
+            shift = int(self.shifts[number])
+            packet.pts = None if packet.pts is None else packet.pts + shift
+            packet.dts = None if packet.dts is None else packet.dts + shift
+
     def find_packet(self, pts: int | None, dts: int | None, size: int) -> int | None:
         """Number of the one packet that has these time stamps and this size; `None` if there is none or are several."""
         packets = self.packets
@@ -232,6 +250,71 @@ def _has_time_stamps(container: Any, stream: Any, packets: np.ndarray) -> bool:
     if (pts == _NO_TIME).any():
         return False
     return not (container.format.name == "avi" and stream.codec_context.has_b_frames and (np.diff(pts) >= 0).all())
+
+
+def _find_shifts(container: str, packets: np.ndarray, time_base: Fraction) -> np.ndarray | None:
+    """
+    What to add to the time stamps of each packet, (P,), so that time goes on where decoding times jump back, as they do
+    where files have been joined; `None` if they do not.
+    """
+    if container not in _JOINABLE or not len(packets):
+        return None
+    dts = packets["dts"].copy()
+    for position in np.flatnonzero(dts == _NO_TIME):
+        dts[position] = dts[position - 1] if position else packets["pts"][position]
+    steps = np.diff(dts)
+    begins_again = (steps < 0) & (packets["is_key"][1:] | (steps < -_LARGEST_DISORDER / time_base))
+    if not begins_again.any():
+        return None
+    shifts = np.zeros(len(packets), np.int64)
+    bounds = [0, *(np.flatnonzero(begins_again) + 1), len(packets)]
+    end: int | None = None
+    for first, last in zip(bounds, bounds[1:], strict=False):
+        part = packets[first:last]
+        part = part[part["pts"] != _NO_TIME]
+        if not len(part):
+            continue
+        if end is not None:
+            shifts[first:last] = end - part["pts"].min()
+        latest = part[part["pts"].argmax()]
+        distance = (latest["pts"] - part["pts"].min()) // max(len(part) - 1, 1)
+        end = int(latest["pts"] + (latest["duration"] or distance) + shifts[first])
+    return shifts
+
+
+def _avi_times(packets: np.ndarray, delay: int) -> np.ndarray:
+    """
+    Time stamps (P,) of frames in the order in which they are shown, in an AVI file with B-frames. Its packets have
+    places, `dts`, of which some can be empty (dropped frames); the decoder returns a frame `delay` packets later.
+    """
+    places = packets["dts"]
+    if (places == _NO_TIME).any() or (np.diff(places) < 1).any():
+        return np.arange(len(places))
+    delay = min(delay, len(places) - 1)
+    return np.append(places[delay:], places[-1] + 1 + np.arange(delay)) - delay - places[0]
+
+
+def _time_frames(
+    container: Any, stream: Any, packets: np.ndarray, rate: Fraction
+) -> tuple[np.ndarray, Fraction, bool, np.ndarray | None]:
+    """
+    Numbers of the packets that hold the frames, (F,); the unit of their time stamps; whether packets have time stamps;
+    and `VideoTimeline.shifts`. Sets the time stamps in `packets` to those of the timeline.
+    """
+    if not _has_time_stamps(container, stream, packets):
+        is_avi = container.format.name == "avi"
+        # PyAV 14 does not tell the depth; most streams with B-frames have one of 1 or 2.
+        depth = getattr(stream.codec_context, "reorder_depth", 1)
+        packets["pts"] = _avi_times(packets, depth) if is_avi else np.arange(len(packets))
+        packets["duration"] = 1
+        return np.arange(len(packets)), Fraction(stream.time_base) if is_avi else 1 / rate, False, None
+    time_base = Fraction(stream.time_base)
+    shifts = _find_shifts(container.format.name, packets, time_base)
+    if shifts is not None:
+        packets["pts"] += shifts
+        packets["dts"] += shifts * (packets["dts"] != _NO_TIME)
+    shown = np.flatnonzero(~packets["is_hidden"])
+    return shown[np.unique(packets["pts"][shown], return_index=True)[1]], time_base, True, shifts
 
 
 def _truncated_frame(packets: np.ndarray, packet_of_frame: np.ndarray) -> int | None:
@@ -266,13 +349,7 @@ def read_timeline(
         )
     problems = [f"reading stopped after {len(packets)} packets ({problem})."] if problem else []
     rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-    if has_time_stamps := _has_time_stamps(container, stream, packets):
-        time_base = Fraction(stream.time_base)
-        shown = np.flatnonzero(~packets["is_hidden"])
-        packet_of_frame = shown[np.unique(packets["pts"][shown], return_index=True)[1]]
-    else:
-        time_base, packet_of_frame = 1 / rate, np.arange(len(packets))
-        packets["pts"], packets["duration"] = packet_of_frame, 1
+    packet_of_frame, time_base, has_time_stamps, shifts = _time_frames(container, stream, packets, rate)
     pts = packets["pts"][packet_of_frame]
     last_duration = packets["duration"][packet_of_frame[-1]] or (
         (pts[-1] - pts[0]) / (len(pts) - 1) if len(pts) > 1 else 1 / (rate * time_base)
@@ -290,8 +367,11 @@ def read_timeline(
         truncated_frame=truncated_frame,
         header_num_frames=stream.frames,
         container=container.format.name,
+        shifts=shifts,
         problems=problems,
     )
+    for number, packet in enumerate(kept or ()) if shifts is not None else ():
+        timeline.restore_time(packet, number)
     return timeline, kept
 
 

@@ -4,12 +4,14 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
-from encoded_clips import can_encode, encode, error_kind, read_numbers
+from encoded_clips import GROUPS, can_encode, encode, error_kind, read_numbers
 
 from swinbert.processing import decode_video, sample_indices
+from swinbert.processing import video_backends_swinbert as backends
 
 SAMPLING = json.loads((Path(__file__).parent / "fixtures" / "frame_sampling.json").read_text())
 
@@ -101,3 +103,50 @@ def test_invalid_ranges_are_refused(numbered_clip, arguments):
 @pytest.mark.parametrize("num_frames", [0, -3, 2.5, True])
 def test_invalid_numbers_of_frames_are_refused(numbered_clip, num_frames):
     assert error_kind(numbered_clip, num_frames=num_frames) == "bad_sampling"
+
+
+# --- Files as they come -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord", "torchcodec"])
+@pytest.mark.parametrize(
+    "name,settings",
+    [
+        ("clip.ts", {"options": GROUPS}),
+        ("clip.vob", {"codec": "mpeg2video", "rate": 30, "options": {"g": "12", "bf": "2"}, "container": "mpeg"}),
+    ],
+)
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 30], ids=["read again", "kept"])
+def test_time_goes_on_in_files_written_one_behind_the_other(tmp_path, name, settings, kept_bytes, backend, monkeypatch):
+    monkeypatch.setattr(backends, "_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(backends, "_SEEK_BYTES", 0)
+    parts = [encode(tmp_path / f"{first}-{name}", range(first, first + 30), **settings) for first in (0, 30, 60)]
+    path = tmp_path / name
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    frames, metadata = decode_video(path, backend=backend)
+    assert read_numbers(frames) == list(range(90))
+    assert metadata.frame_times == pytest.approx([number / 30 for number in range(90)], abs=1e-4)
+    assert metadata.duration == pytest.approx(3)
+    assert read_numbers(decode_video(path, start=1.5, end=1.6, backend=backend)[0]) == [45, 46, 47, 48, 49]
+    assert read_numbers(decode_video(path, indices=[71, 2, 40], backend=backend)[0]) == [71, 2, 40]
+
+
+@pytest.mark.parametrize("order", ["b-pyramid=none", "b-pyramid=normal"])
+def test_frames_dropped_from_an_avi_leave_a_gap(tmp_path, order):
+    """30 frames of 50 places at 10 a second: 2 s are empty after frame 9."""
+    if order != "b-pyramid=none" and not hasattr(av.CodecContext.create("h264", "r"), "reorder_depth"):
+        pytest.skip("this PyAV does not tell how deeply a decoder reorders")
+    path = encode(
+        tmp_path / "dropped.avi",
+        range(30),
+        rate=10,
+        options={"x264-params": f"{GROUPS['x264-params']}:{order}"},
+        pts=[*range(10), *range(30, 50)],
+        time_base=Fraction(1, 10),
+    )
+    frames, metadata = decode_video(path)
+    assert read_numbers(frames) == list(range(30))
+    assert metadata.duration == pytest.approx(5.0)
+    assert metadata.frame_times == pytest.approx([*np.arange(10) / 10, *np.arange(30, 50) / 10])
+    frames, metadata = decode_video(path, start=2.5)
+    assert read_numbers(frames) == list(range(10, 30))
