@@ -8,6 +8,7 @@ Shapes: B clips, T frames, C channels, H and W pixels.
 
 import collections.abc
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -19,10 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
-from .video_sources_swinbert import is_url
+from .video_sources_swinbert import VideoDecodeError, as_seconds, is_frame_decoder, is_url
 
 logger = logging.get_logger(__name__)
 
@@ -128,7 +129,55 @@ def is_clip(inputs: Any) -> bool:
     if _is_array(inputs):
         return inputs.ndim <= 4
     single = (str, os.PathLike, bytes, bytearray, memoryview, collections.abc.Mapping, Image.Image)
-    return isinstance(inputs, single) or hasattr(inputs, "read") or hasattr(inputs, "_hf_encoded")
+    return isinstance(inputs, single) or hasattr(inputs, "read") or is_frame_decoder(inputs)
+
+
+class UnavailableClip:
+    """
+    In the place of a clip that its collection failed to give, as `datasets` does where it opens a broken file.
+
+    Attributes:
+        name, reason: for messages.
+    """
+
+    def __init__(self, number: int, error: Exception):
+        self.name = f"clips[{number}]"
+        self.reason = "it cannot be loaded: " + (" ".join(str(error).split()) or type(error).__name__)
+
+
+class FetchedClips(Dataset):
+    """
+    The clips of a collection with a length and indices, each fetched when its turn comes. A clip that cannot be fetched
+    is an [`UnavailableClip`].
+    """
+
+    def __init__(self, clips: Any):
+        self._clips = without_decoding(clips)
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self._clips[number]
+        except Exception as error:
+            return UnavailableClip(number, error)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def without_decoding(clips: Any) -> Any:
+    """
+    A data set of `datasets` whose `Video` columns yield files instead of decoders: opening a broken one would end the
+    iteration. Anything else as it is.
+    """
+    features = getattr(clips, "features", None)
+    if isinstance(features, collections.abc.Mapping) and hasattr(clips, "cast_column"):
+        for name, feature in features.items():
+            if type(feature).__name__ == "Video" and feature.decode:
+                clips = clips.cast_column(name, type(feature)(decode=False))
+    return clips
 
 
 def as_clips(inputs: Any) -> Any:
@@ -140,10 +189,13 @@ def as_clips(inputs: Any) -> Any:
     """
     if isinstance(inputs, tuple) or _is_array(inputs):
         return list(inputs)
-    if isinstance(inputs, (list, Dataset)):
+    if isinstance(inputs, list):
         return inputs
     if isinstance(inputs, collections.abc.Sized) and hasattr(inputs, "__getitem__"):
-        return Subset(inputs, range(len(inputs)))
+        return FetchedClips(inputs)
+    if isinstance(inputs, Dataset):
+        return inputs
+    inputs = without_decoding(inputs)
     if isinstance(inputs, collections.abc.Iterable):
         return (clip for clip in inputs)
     raise ValueError(
@@ -158,13 +210,16 @@ def unpack_clip(clip: Any) -> tuple[Any, dict[str, Any]]:
 
     Raises:
         ValueError: a dictionary without a video, or several clips where one is expected.
+        VideoDecodeError: the clip could not be fetched, or its range is not one of numbers.
     """
+    if isinstance(clip, UnavailableClip):
+        raise VideoDecodeError(clip.name, "not_readable", clip.reason)
     options = {}
     if isinstance(clip, collections.abc.Mapping) and "video" in clip:
-        options = {name: clip[name] for name in ("start", "end", "num_frames") if clip.get(name) is not None}
+        options = {name: as_seconds(clip["video"], name, clip.get(name)) for name in ("start", "end")}
+        options["num_frames"] = _whole_number(clip.get("num_frames"))
+        options = {name: value for name, value in options.items() if value is not None}
         clip = clip["video"]
-    # A `Video` column of `datasets` yields {"path", "bytes"}, or a decoder that remembers them.
-    clip = getattr(clip, "_hf_encoded", clip)
     if isinstance(clip, collections.abc.Mapping):
         if clip.get("bytes") is None and clip.get("path") is None:
             raise ValueError(
@@ -177,6 +232,17 @@ def unpack_clip(clip: Any) -> tuple[Any, dict[str, Any]]:
             "Expected one clip, got several: give `video` in a dictionary, and every entry of a list, one."
         )
     return clip, options
+
+
+def _whole_number(value: Any) -> Any:
+    """A number of frames from a table, which has 8.0 and NaN for 8 and for none; anything else as it is."""
+    if type(value).__name__ == "NAType":
+        return None
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return value
 
 
 def _is_array(item: Any) -> bool:

@@ -1,6 +1,7 @@
 """The processor: clips and captions become the model's input, and its output becomes captions."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,12 +68,12 @@ class SwinBertProcessor(ProcessorMixin):
         super().__init__(video_processor, tokenizer, **kwargs)
 
     def __call__(
-        self, videos: Any = None, text: str | list[str] | None = None, **kwargs: Unpack[SwinBertProcessorKwargs]
+        self, videos: Any = None, text: str | Sequence[str] | None = None, **kwargs: Unpack[SwinBertProcessorKwargs]
     ) -> BatchFeature:
         """
         Args:
             videos (*optional*): one clip or a list of clips, see [`SwinBertVideoProcessor`].
-            text (`str` or `list[str]`, *optional*): captions, or the beginnings of captions.
+            text (`str` or sequence of `str`, *optional*): captions, or the beginnings of captions.
             kwargs: `start`, `end` (seconds, or lists with one for each clip), `num_frames`, `fps`, `frame_sampling` and
                 the rest of the video processor's; `max_length`, `padding`, `truncation` and the rest of the
                 tokenizer's; `return_tensors`, `return_metadata`.
@@ -83,7 +84,7 @@ class SwinBertProcessor(ProcessorMixin):
 
         Raises:
             VideoDecodeError: a clip cannot be used.
-            ValueError: neither `text` nor `videos` is given, or `images` or `audio` are.
+            ValueError: neither `text` nor `videos` is given, `images` or `audio` are, or `text` is not text.
         """
         if other := {"images", "audio"} & kwargs.keys():
             raise ValueError(
@@ -92,7 +93,7 @@ class SwinBertProcessor(ProcessorMixin):
         if isinstance(generator := kwargs.get("generator"), torch.Generator):
             # transformers copies the arguments of a call: a copied generator would give the same draw at every call.
             kwargs["generator"] = int(torch.randint(2**62, (), generator=generator))
-        return super().__call__(text=text, videos=videos, **kwargs)
+        return super().__call__(text=_checked_text(text), videos=videos, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """As in transformers, but `auto_map`, which belongs to the folder, does not stay in this processor."""
@@ -123,6 +124,20 @@ class SwinBertProcessor(ProcessorMixin):
         for old, new in _REPLACEMENTS:
             text = text.replace(old, new)
         return text.strip()
+
+
+def _checked_text(text: Any) -> Any:
+    """`text`, a column of a data set as a list; words of captions that are split already too."""
+    if text is None or isinstance(text, str):
+        return text
+    if isinstance(text, (bytes, Mapping)) or not hasattr(text, "__iter__"):
+        raise ValueError(f"Expected `text` to be a caption or a list of captions, found {type(text).__name__}.")
+    captions = list(text)
+    for number, caption in enumerate(captions):
+        is_split = isinstance(caption, (list, tuple)) and all(isinstance(word, str) for word in caption)
+        if not isinstance(caption, str) and not is_split:
+            raise ValueError(f"Expected `text[{number}]` to be a caption, found {type(caption).__name__}.")
+    return captions
 
 
 __all__ = ["SwinBertProcessor"]

@@ -1,5 +1,6 @@
 """The video processor: decodes, samples, resizes, crops and normalises clips, with settings that are stored as data."""
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,11 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from .video_backends_swinbert import MAX_FRAME_PIXELS
 from .video_decoding_swinbert import decode_video
-from .video_sources_swinbert import VideoDecodeError, is_encoded_source
+from .video_sources_swinbert import VideoDecodeError, as_seconds, is_encoded_source, is_frame_decoder
 from .video_timeline_swinbert import SAMPLINGS, VideoMetadata, check_num_frames, frame_range, sample_indices
+
+# How far floats in [0, 1] may lie outside: bicubic and Lanczos resampling overshoot by about a tenth.
+_OVERSHOOT = 0.125
 
 
 class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
@@ -57,9 +61,12 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     side to `size`, crops the centre, rescales and normalises, with the pixels of the original SwinBERT.
 
     A clip is a path, an http(s) URL, bytes, a binary file object, an array (T, H, W, C) or (T, C, H, W), a list of PIL
-    images or of arrays (H, W, C), or a single image, which is a clip of one frame. Several clips are a list, or an
-    array (B, T, H, W, C) or (B, T, C, H, W). Arrays are uint8, or floats in [0, 1] or [0, 255]. Clips shorter than
+    images or of arrays (H, W, C), a single image, which is a clip of one frame, or torchcodec's `VideoDecoder`. Several
+    clips are a list, a column of a dataset, or an array (B, T, H, W, C) or (B, T, C, H, W). Clips shorter than
     `num_frames` repeat frames. Decoded clips are sampled as files are, unless `do_sample_frames=False`.
+
+    Arrays are uint8; uint16, whose values are divided by 257; floats in [0, 1], where values up to 1/8 outside, as
+    resampling makes them, are clipped; or integers or floats in [0, 255].
 
     Pillow resizes uint8 frames on the CPU, with the rounding of the original; torchvision resizes other tensors, with
     differences of at most 1/255.
@@ -209,6 +216,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
                         **decoding,
                     )
                     video = torch.from_numpy(decoded).permute(0, 3, 1, 2)
+                elif is_frame_decoder(clip):
+                    video, about = self._decoded_by(clip, start, end, sample, sampling)
                 else:
                     video = self._to_tensor(clip, **kwargs)
                     video, about = self._select(video, about, start, end, sample, sampling)
@@ -224,6 +233,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     def _to_tensor(
         self,
         clip: Any,
+        frames: torch.Tensor | None = None,
         input_data_format: str | ChannelDimension | None = None,
         do_convert_rgb: bool | None = None,
         do_rescale: bool | None = None,
@@ -232,7 +242,8 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         """Decoded frames as (T, C, H, W): uint8, or float if the values are not those of 8 bits."""
         do_convert_rgb = self.do_convert_rgb if do_convert_rgb is None else do_convert_rgb
         do_rescale = self.do_rescale if do_rescale is None else do_rescale
-        video = _channels_first(clip, _as_array(clip, bool(do_convert_rgb)), input_data_format)
+        frames = _as_array(clip, bool(do_convert_rgb)) if frames is None else frames
+        video = _channels_first(clip, frames, input_data_format)
         video = _checked_values(clip, video, bool(do_rescale))
         if do_convert_rgb and video.shape[1] != 3:
             rgb = self.convert_to_rgb(video)
@@ -251,14 +262,48 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         """Takes the range, and samples from it, where a clip is decoded already."""
         height, width = video.shape[2:]
         about = VideoMetadata(**{"total_num_frames": len(video), "height": height, "width": width, **(metadata or {})})
-        indices = np.arange(len(video))
-        if start is not None or end is not None:
-            indices = indices[_between(video, about.fps, start, end)]
-        if sample:
-            available = VideoMetadata(total_num_frames=len(indices), fps=about.fps)
-            indices = indices[self.sample_frames(available, **sampling)]
+        indices = self._chosen(video, len(video), about.fps, start, end, sample, sampling)
         about.frames_indices = indices.tolist()
         return (video if about.frames_indices == list(range(len(video))) else video[indices]), about
+
+    def _decoded_by(
+        self, decoder: Any, start: float | None, end: float | None, sample: bool, sampling: dict[str, Any]
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """The range and the sample of the clip of torchcodec's decoder, whose frames are taken to be evenly spaced."""
+        known = decoder.metadata
+        about = VideoMetadata(
+            total_num_frames=len(decoder),
+            fps=known.average_fps,
+            height=known.height,
+            width=known.width,
+            duration=known.duration_seconds,
+            video_backend="torchcodec",
+        )
+        indices = self._chosen(decoder, len(decoder), about.fps, start, end, sample, sampling)
+        about.frames_indices = indices.tolist()
+        unique, inverse = np.unique(indices, return_inverse=True)
+        try:
+            frames = decoder.get_frames_at(indices=unique.tolist()).data[inverse]
+        except Exception as error:
+            raise VideoDecodeError(decoder, "undecodable", f"its decoder failed: {error}.") from error
+        return self._to_tensor(decoder, frames=frames), about
+
+    def _chosen(
+        self,
+        clip: Any,
+        num_frames: int,
+        fps: float | None,
+        start: float | None,
+        end: float | None,
+        sample: bool,
+        sampling: dict[str, Any],
+    ) -> np.ndarray:
+        """(T,) numbers of the frames of a range, or of its sample, of a clip of `num_frames` frames."""
+        indices = np.arange(num_frames)[_between(clip, num_frames, fps, start, end)]
+        if sample:
+            available = VideoMetadata(total_num_frames=len(indices), fps=fps)
+            indices = indices[self.sample_frames(available, **sampling)]
+        return indices
 
     def resize(
         self,
@@ -331,7 +376,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
 
 def _check_sampling(videos: Any, num_frames: Any, fps: Any) -> None:
     check_num_frames(videos, num_frames)
-    if fps is not None and not (isinstance(fps, (int, float)) and 0 < fps < float("inf")):
+    if fps is not None and not (isinstance(fps, numbers.Real) and 0 < fps < float("inf")):
         raise VideoDecodeError(videos, "bad_sampling", f"expected a positive `fps`, found {fps!r}.")
 
 
@@ -344,11 +389,13 @@ def _is_picture(value: Any) -> bool:
 
 
 def _split(videos: Any) -> list[Any]:
-    """List of the clips in an argument: each is a video file, an array of frames, a list of frames or an image."""
-    if is_encoded_source(videos) or _is_picture(videos):
+    """List of the clips in an argument: each is a video file, a decoder, an array, a list of frames or an image."""
+    if is_encoded_source(videos) or is_frame_decoder(videos) or _is_picture(videos):
         return [videos]
     if _is_array(videos):
         return list(videos) if videos.ndim == 5 else [videos]
+    if isinstance(videos, Sequence) or hasattr(videos, "tolist"):  # columns of `datasets` and pandas too
+        videos = list(videos)
     if isinstance(videos, (list, tuple)) and len(videos):
         if all(_is_picture(item) for item in videos):
             return [videos]
@@ -363,6 +410,8 @@ def _split(videos: Any) -> list[Any]:
 
 def _one_each(videos: Any, name: str, value: Any, num_clips: int) -> list[float | None]:
     """`start` or `end` as a list with one for each clip."""
+    if getattr(value, "ndim", 0) == 1:  # an array, a tensor or a column of pandas
+        value = value.tolist()
     if not isinstance(value, (list, tuple)):
         return [value] * num_clips
     if len(value) != num_clips:
@@ -405,9 +454,10 @@ def _as_array(clip: Any, do_convert_rgb: bool) -> torch.Tensor:
 
 def _picture(frame: Any, do_convert_rgb: bool) -> torch.Tensor:
     if isinstance(frame, Image.Image):
-        # An alpha channel stays: `convert_to_rgb` blends it with white.
-        keep = ("RGB", "RGBA") if do_convert_rgb else ("RGB", "RGBA", "L")
-        frame = np.array(frame if frame.mode in keep else frame.convert("RGB"))
+        # An alpha channel stays: `convert_to_rgb` blends it with white. More than 8 bits stay too: Pillow would clip
+        # them at 255.
+        keep = ("RGB", "RGBA", "I", "F") if do_convert_rgb else ("RGB", "RGBA", "I", "F", "L")
+        frame = np.array(frame if frame.mode in keep or frame.mode.startswith("I;16") else frame.convert("RGB"))
     return _tensor(frame, frame)
 
 
@@ -415,12 +465,23 @@ def _tensor(clip: Any, array: Any) -> torch.Tensor:
     if array.ndim == 2:
         array = array[..., None]
     if isinstance(array, torch.Tensor) and not array.is_complex() and array.dtype != torch.bool:
-        return array
+        return array.detach()
     if isinstance(array, np.ndarray) and array.dtype.kind in "uif":
-        return torch.from_numpy(
-            array if array.dtype.itemsize < 4 or array.dtype.kind != "u" else array.astype(np.int64)
-        )
+        return torch.from_numpy(_as_torch_has_it(array))
     raise VideoDecodeError(clip, "bad_array", f"expected uint8 or float values, found {array.dtype}.")
+
+
+def _as_torch_has_it(array: np.ndarray) -> np.ndarray:
+    """An array of numbers with the machine's byte order, a type of torch, and no negative strides."""
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "u" and size >= 4:
+        dtype = np.dtype(np.int64)
+    elif kind == "f" and size > 8:
+        dtype = np.dtype(np.float64)
+    else:
+        dtype = array.dtype.newbyteorder("=")
+    array = array.astype(dtype, copy=False)
+    return np.ascontiguousarray(array) if any(stride < 0 for stride in array.strides) else array
 
 
 def _channels_first(clip: Any, video: torch.Tensor, input_data_format: Any) -> torch.Tensor:
@@ -451,33 +512,53 @@ def _checked_values(clip: Any, video: torch.Tensor, do_rescale: bool) -> torch.T
     """uint8 if the values are integers in [0, 255], or multiples of 1/255 in [0, 1]; float otherwise."""
     if video.dtype == torch.uint8:
         return video
-    if video.is_floating_point():
+    if video.dtype in (torch.uint32, torch.uint64):  # which lack most operations
+        video = video.to(torch.int64)
+    if video.dtype == torch.uint16:
+        video = video.to(torch.float32) / 257
+    elif video.is_floating_point():
         video = video.to(torch.float32)
         if not torch.isfinite(video).all():
             raise VideoDecodeError(clip, "bad_array", "expected numbers, found NaN or infinity.")
         if not do_rescale:  # normalised already, with values of any range
             return video
-    low, high = video.min().item(), video.max().item()
-    if low < 0 or high > 255:
-        raise VideoDecodeError(
-            clip,
-            "bad_array",
-            f"expected values in [0, 255] (or floats in [0, 1]), found {low:g} to {high:g}. For frames that are"
-            " normalised already, pass do_rescale=False, do_normalize=False.",
-        )
-    if video.is_floating_point() and high <= 1:
-        video = video * 255
+        video = _scaled_to_255(clip, video)
+    elif video.min().item() < 0 or video.max().item() > 255:
+        raise _range_error(clip, video)
     rounded = video.round() if video.is_floating_point() else video
     return rounded.to(torch.uint8) if torch.allclose(video.float(), rounded.float(), rtol=0, atol=1e-3) else video
 
 
-def _between(clip: Any, fps: float | None, start: float | None, end: float | None) -> slice:
+def _scaled_to_255(clip: Any, video: torch.Tensor) -> torch.Tensor:
+    """Floats in [0, 1] or [0, 255] -> floats in [0, 255]. Values slightly outside, as of resampling, are clipped."""
+    low, high = video.min().item(), video.max().item()
+    if -_OVERSHOOT <= low and high <= 1 + _OVERSHOOT:
+        return video.clamp(0, 1) * 255
+    # Up to 2 it may also be [0, 1] with a few brighter pixels, which would become a black clip.
+    if low < -0.5 or high > 255.5 or high <= 2 and not torch.equal(video, video.round()):
+        raise _range_error(clip, video)
+    return video.clamp(0, 255)
+
+
+def _range_error(clip: Any, video: torch.Tensor) -> VideoDecodeError:
+    return VideoDecodeError(
+        clip,
+        "bad_array",
+        f"expected values in [0, 255], floats in [0, 1], or uint16, found {video.min().item():g} to"
+        f" {video.max().item():g}. For frames that are normalised already, pass do_rescale=False, do_normalize=False.",
+    )
+
+
+def _between(clip: Any, num_frames: int, fps: float | None, start: float | None, end: float | None) -> slice:
     """Frames of a decoded clip between `start` and `end`, by the rule of `decode_video`."""
+    start, end = as_seconds(clip, "start", start), as_seconds(clip, "end", end)
+    if start is None and end is None:
+        return slice(None)
     if not fps:
         raise VideoDecodeError(
             clip, "bad_range", "`start` and `end` of decoded frames need `video_metadata` with their `fps`."
         )
-    return slice(*frame_range(clip, np.arange(len(clip)) / fps, start, end))
+    return slice(*frame_range(clip, np.arange(num_frames) / fps, start, end))
 
 
 def _new_size(height: int, width: int, size: SizeDict) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata as _VideoMetadata
 
-from .video_sources_swinbert import VideoDecodeError
+from .video_sources_swinbert import VideoDecodeError, as_seconds
 
 try:
     import av
@@ -397,9 +397,7 @@ def frame_range(
     Raises:
         VideoDecodeError: of kind `"bad_range"`.
     """
-    for key, value in (("start", start), ("end", end)):
-        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-            raise VideoDecodeError(source, "bad_range", f"expected `{key}` in seconds from 0, found {value!r}.")
+    start, end = as_seconds(source, "start", start), as_seconds(source, "end", end)
     if start is not None and end is not None and start >= end:
         raise VideoDecodeError(source, "bad_range", f"expected `start` before `end`, found {start} and {end}.")
 

@@ -1,5 +1,6 @@
 """The stream of captions: clips in, captions out, in order, whatever is wrong with one of them."""
 
+import os
 import queue
 from pathlib import Path
 
@@ -76,6 +77,23 @@ def test_one_caption_for_each_clip_in_order(captioner, batch_size):
     assert texts(captions((clip for clip in clips), captioner, batch_size=batch_size)) == [e.text for e in results]
 
 
+def test_rows_and_clips_that_cannot_be_fetched(captioner):
+    class Rows:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, number):
+            if number == 1:
+                raise RuntimeError("broken")
+            return {"video": "abc"[number], "start": float("nan"), "end": float("inf")}
+
+    for arguments in ({}, {"only": [0, 1, 2]}, {"num_workers": 1}):
+        results = list(captions(Rows(), captioner, **arguments))
+        assert [each.text for each in results] == ["a a", None, "a c"]
+        assert results[1].clip == "clips[1]" and "broken" in results[1].error
+        assert (results[0].start, results[0].end) == (None, None)
+
+
 def test_a_batch_that_fails_is_repeated_clip_by_clip(captioner):
     with pytest.warns(UserWarning, match="out of memory.*3 clips are captioned one by one"):
         results = list(captions(["a", "large", "bad", "b"], captioner, batch_size=3))
@@ -148,6 +166,53 @@ def test_find_clips(tmp_path, monkeypatch):
     assert [Path(each.name).name for each in found] == ["a.MKV", "b.mp4", "c.webm", "x.mp4", "nowhere.mp4", "b.mp4"]
     assert [each.error is None for each in found] == [True, True, True, True, False, True]
     assert {(each.start, each.end) for each in found} == {(1.0, 2.0)}
+
+
+def names_of(found, folder):
+    return [os.path.relpath(each.name, folder) for each in found]
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "other"
+    for folder in (root / "b", other / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "clip.mp4").write_text("not really a video")
+    (root / "a").symlink_to(root / "b")  # the folder itself comes first
+    (root / "b" / "loop").symlink_to(root)
+    (root / "itself").symlink_to(root / "itself")
+    (root / "one").symlink_to(other)
+    (root / "two").symlink_to(other / "deep")
+    (root / "gone.mp4").symlink_to("nowhere.mp4")
+    found = list(find_clips([str(root)]))
+    assert names_of(found, root) == ["b/clip.mp4", "gone.mp4", "one/deep/clip.mp4"]
+    assert not any(each.error for each in found)  # a link that leads nowhere is an error of whoever opens it
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "clip.mp4").write_text("not really a video")
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    clip, closed = find_clips([str(tmp_path)])
+    assert clip.error is None and Path(closed.name).name == "closed" and "Permission denied" in closed.error
+
+
+@pytest.mark.parametrize("name", ["", "  ", "n" * 300 + ".mp4", "a\0b.mp4"])
+def test_names_that_no_file_can_have(name):
+    (clip,) = find_clips([name])
+    assert clip.error and "\n" not in clip.error
+
+
+def test_content_in_the_place_of_a_name_is_left_to_the_reader():
+    for content in ("data:video/mp4;base64," + "AAAA" * 5000, "AAAAIGZ0" * 2000):
+        (clip,) = find_clips([content])
+        assert clip.error is None and len(clip.name) <= 60
 
 
 def test_a_family_serves_each_type_of_model(git):

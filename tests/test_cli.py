@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -111,6 +113,44 @@ def test_globs_stdin_and_urls(command, model, folder):
         url,
     ]
     assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_with_a_byte_order_mark(command, model, folder, encoding):
+    result = command("caption", "-", input=f"{folder}/b.mp4\r\n{folder}/deep/c.webm\r\n".encode(encoding))
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 2
+    assert result.stdout.startswith(f"{folder}/b.mp4\t")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", "\ufeff".encode()])
+def test_an_empty_list(command, model, content):
+    result = command("caption", "-", input=content)
+    assert (result.exit_code, result.stdout) == (1, "") and "model" not in model
+    assert len(result.stderr.splitlines()) == 1 and "list of clips" in result.stderr
+
+
+def test_a_video_in_the_place_of_a_list(command, model, tmp_path):
+    content = write_clip(tmp_path / "clip.mp4", 0).read_bytes()
+    result = command("caption", "-", input=content)
+    assert (result.exit_code, result.stdout) == (1, "") and "model" not in model
+    (line,) = result.stderr.splitlines()
+    assert "list of clips" in line and "found a video" in line and "name the file" in line
+
+
+@pytest.mark.parametrize("name", ["", "n" * 300 + ".mp4"])
+def test_a_name_that_no_file_can_have_is_one_line(command, model, name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    result = command("caption", name)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (1, "", 1) and "model" not in model
+
+
+def test_pipes_are_clips(command, git, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 0)
+    expected = command("caption", clip, "--model", git, "--device", "cpu").stdout
+    os.mkfifo(tmp_path / "pipe")
+    threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(clip.read_bytes()), daemon=True).start()
+    result = command("caption", tmp_path / "pipe", "--model", git, "--device", "cpu")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, expected, "")
 
 
 def test_a_glob_that_names_one_file_still_says_which(command, model, folder):

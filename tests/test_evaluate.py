@@ -565,6 +565,25 @@ def test_missing_predictions_can_be_allowed_and_are_counted(tmp_path):
     assert printed["CIDEr"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("form", [as_coco, as_lines])
+def test_a_caption_that_is_null_is_missing(form, tmp_path):
+    first, *others = NAMES
+    result = score_files(tmp_path, form({**PREDICTED, first: None}), "--metrics", "CIDEr,Bleu_4,rouge-l")
+    assert result.exit_code == 1 and "1 of 5 clips could not be captioned" in result.stderr
+    printed = json.loads(result.stdout)
+    some = {name: PREDICTED[name] for name in others}
+    expected = score(some, {name: REFERENCES[name] for name in others}, ["cider", "bleu", "rouge_l"])["corpus"]
+    assert {name: printed[name] for name in expected} == pytest.approx(expected)
+    assert (printed["clips"], printed["missing"]) == (4, 1) and "CIDEr-D" not in printed
+
+
+@pytest.mark.parametrize("name", [score for scores in scoring.METRICS.values() for score in scores])
+def test_metrics_by_the_names_of_their_scores(name):
+    for written in (name, name.lower(), name.upper(), f" {name} "):
+        assert name in scoring.METRICS[scoring.metric_name(written)]
+    assert scoring.metric_name("beauty") == "beauty"
+
+
 def test_a_cut_off_file_of_predictions(tmp_path):
     result = score_files(tmp_path, as_lines(PREDICTED) + '{"id": "cl')
     assert result.exit_code == 0 and "cut off in its last line" in result.stderr

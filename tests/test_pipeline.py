@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -322,11 +323,79 @@ def test_decoded_video_columns(pipe, clips, alone):
     """They yield torchcodec's decoders, on which `datasets` leaves the file that they were made of."""
 
     class VideoDecoder:
+        metadata = get_frames_at = None
+
         def __init__(self, path):
             self._hf_encoded = {"path": str(path), "bytes": None}
 
     assert texts([pipe(VideoDecoder(clips[0]))]) == alone[:1]
     assert texts(pipe([{"video": VideoDecoder(clip)} for clip in clips])) == alone
+
+
+def test_a_decoder_is_one_clip(pipe, clips, alone):
+    class VideoDecoder:
+        def __init__(self, path):
+            self._frames = torch.from_numpy(decode_video(path)[0]).permute(0, 3, 1, 2)
+            self.metadata = SimpleNamespace(average_fps=10.0, height=48, width=72, duration_seconds=2.5)
+
+        def __len__(self):
+            return len(self._frames)
+
+        def __getitem__(self, number):
+            return self._frames[number]
+
+        def get_frames_at(self, indices):
+            return SimpleNamespace(data=self._frames[indices])
+
+    assert texts([pipe(VideoDecoder(clips[0]))]) == alone[:1]
+    assert texts(pipe([VideoDecoder(clip) for clip in clips], batch_size=2)) == alone
+    assert texts(pipe([{"video": VideoDecoder(clips[1])}])) == alone[1:2]
+    expected = texts([pipe(clips[0], start=0.5, end=1.5)])
+    assert texts([pipe({"video": VideoDecoder(clips[0]), "start": np.float32(0.5), "end": 1.5})]) == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_file_of_a_video_column_costs_one_row(pipe, clips, alone, tmp_path, num_workers):
+    datasets = pytest.importorskip("datasets")
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    rows = [{"video": str(clip)} for clip in (clips[0], bad, clips[1])]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stream = datasets.load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", streaming=True)
+    for data in (datasets.Dataset.from_list(rows), stream):
+        results = list(pipe(data.cast_column("video", datasets.Video()), num_workers=num_workers))
+        assert texts(results) == [alone[0], [None], alone[1]] and "bad.mp4" in results[1][0]["error"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_row_that_its_data_set_cannot_give_costs_one_row(pipe, clips, alone, num_workers):
+    class Rows:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, number):
+            if number == 1:
+                raise RuntimeError("Failed to\nopen the file")
+            return {"video": clips[number]}
+
+    results = list(pipe(Rows(), num_workers=num_workers))
+    assert texts(results) == [alone[0], [None], alone[2]]
+    assert "clips[1]" in results[1][0]["error"] and "Failed to open the file" in results[1][0]["error"]
+    with pytest.raises(VideoDecodeError, match="Failed to open"):
+        list(pipe(Rows(), on_error="raise"))
+
+
+def test_numbers_of_tables(pipe, clips, alone):
+    expected = texts([pipe(clips[0], start=1.0, end=2.0)])
+    assert texts(pipe([{"video": clips[0], "start": np.int64(1), "end": torch.tensor(2.0)}])) == expected != alone[:1]
+    nan = float("nan")
+    assert texts(pipe([{"video": clips[0], "start": nan, "end": nan, "num_frames": nan}])) == alone[:1]
+    assert texts(pipe([{"video": clips[0], "end": float("inf"), "num_frames": 8.0}])) == alone[:1]
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"video": [str(clips[0])] * 2, "start": [1, None], "end": [2, None]})
+    assert texts(pipe(table.to_dict("records"))) == [expected[0], alone[0]]
+    table = table.astype({"start": "Int64", "end": "Int64"})  # whose missing values are pandas.NA
+    assert texts(pipe(table.to_dict("records"))) == [expected[0], alone[0]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

@@ -95,6 +95,25 @@ def test_invalid_calls_are_refused(processor, tmp_path):
         processor(videos=tmp_path / "absent.mp4")
 
 
+def test_a_text_that_is_none_is_refused(processor, clip):
+    for text in ([1], ["the cat", None], 1, b"the cat", [["the", 1]]):
+        with pytest.raises(ValueError, match="Expected `text"):
+            processor(videos=clip, text=text)
+    with pytest.raises(VideoDecodeError, match="expected a path") as raised:
+        processor(videos=[2], text=["the cat"])
+    assert raised.value.kind == "bad_source"
+
+
+def test_columns_of_datasets(processor, clip):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"video": [str(clip)] * 2, "caption": ["the cat", "a man"]})
+    rows = rows.cast_column("video", datasets.Video(decode=False))
+    expected = processor(videos=[clip, clip], text=["the cat", "a man"], return_tensors="pt", padding=True)
+    found = processor(videos=rows["video"], text=rows["caption"], return_tensors="pt", padding=True)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value)
+
+
 def test_save_and_load(processor, clip, tmp_path):
     before = processor.to_dict()
     processor.save_pretrained(tmp_path)

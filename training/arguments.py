@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from swinbert.training.metrics import METRICS
+from swinbert.training.metrics import METRICS, metric_name
 
 # Arguments of a recipe that initialise a new model; they are ignored if the command line names a `--model`.
 _NEW_MODEL_ARGUMENTS = ("backbone", "config", "mask", "objective", "text_encoder", "tokenizer")
@@ -115,6 +115,7 @@ class DataArguments:
     def __post_init__(self):
         if self.eval_split == "none":
             self.eval_split = None
+        self.metrics = list(dict.fromkeys(map(metric_name, self.metrics)))
         if unknown := sorted(set(self.metrics) - set(METRICS)):
             raise ValueError(f"Unknown metric {unknown[0]!r}; expected some of {', '.join(METRICS)}.")
 

@@ -1,6 +1,7 @@
 """Clips in, captions out: the stream that every command and every other way of captioning many clips reads from."""
 
 import collections.abc
+import contextlib
 import functools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,9 +11,17 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, Dataset
 
 from swinbert.captioning.settings import caption_settings
-from swinbert.processing.clip_reading_swinbert import CaptionerFamily, ReadAhead, collate_clips, read_clip
+from swinbert.processing.clip_reading_swinbert import (
+    CaptionerFamily,
+    FetchedClips,
+    ReadAhead,
+    UnavailableClip,
+    collate_clips,
+    read_clip,
+    without_decoding,
+)
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
-from swinbert.processing.video_sources_swinbert import describe_source
+from swinbert.processing.video_sources_swinbert import VideoDecodeError, as_seconds, describe_source
 from swinbert.utils.text import one_line
 
 
@@ -37,6 +46,9 @@ class Clip:
     def __post_init__(self):
         if not self.name:
             object.__setattr__(self, "name", describe_source(self.video))
+        for name in ("start", "end"):  # a wrong one is reported by whoever reads the clip
+            with contextlib.suppress(VideoDecodeError):
+                object.__setattr__(self, name, as_seconds(self.name, name, getattr(self, name)))
 
 
 class Alternative(NamedTuple):
@@ -108,7 +120,7 @@ class CaptionStream:
                 f"`num_workers` and `only` need a list of clips (or what has a length and indices), got"
                 f" {type(clips).__name__}."
             )
-        self.clips = clips
+        self.clips = FetchedClips(clips) if is_sequence else without_decoding(clips)
         self.captioner = captioner
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -239,6 +251,10 @@ def captions(
 
 
 def _as_clip(clip: Any) -> Clip:
+    if isinstance(clip, UnavailableClip):
+        return Clip(None, name=clip.name, error=clip.reason)
+    if isinstance(clip, collections.abc.Mapping) and "video" in clip:  # a row of a data set
+        return Clip(clip["video"], clip.get("start"), clip.get("end"))
     return clip if isinstance(clip, Clip) else Clip(clip)
 
 

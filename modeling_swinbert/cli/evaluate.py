@@ -92,8 +92,9 @@ def evaluate(
     quiet_libraries()
     with needs_extra("train"):
         from swinbert.training.evaluation import evaluate as evaluation
+        from swinbert.training.metrics import metric_name
         from swinbert.training.moving_shapes.scoring import exact_content_scores
-    names = metrics and metrics.split(",")
+    names = None if metrics is None else [metric_name(name) for name in metrics.split(",") if name.strip()]
     scoring: dict[str, Any] = {"metrics": names, "scorers": [exact_content_scores], "allow_missing": allow_missing}
     try:
         if predictions is not None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swinbert.processing.video_sources_swinbert import as_seconds
 from swinbert.training.prepare.documents import AnnotationError, Node, read_text
 from swinbert.utils.files import write_json
 from swinbert.utils.text import first_names
@@ -42,8 +43,14 @@ def clip_ids(rows: Sequence[Mapping[str, Any]], where: str | Path) -> list[str]:
 
 
 def _file_and_range(row: Mapping[str, Any]) -> str | None:
-    start, end = ("" if row.get(name) is None else float(row[name]) for name in ("start", "end"))
-    return f"{row['file_name']}#{start}-{end}" if row.get("file_name") else None
+    if not row.get("file_name"):
+        return None
+    ends = []
+    for name in ("start", "end"):
+        value = None if row.get(name) is None else float(row[name])
+        seconds = as_seconds(row["file_name"], name, value)  # none for the NaN of a table
+        ends.append("" if seconds is None else str(seconds))
+    return f"{row['file_name']}#{'-'.join(ends)}"
 
 
 def read_references(file: str | Path, split: str | None = None) -> dict[str, list[str]]:
@@ -80,7 +87,7 @@ def read_references(file: str | Path, split: str | None = None) -> dict[str, lis
 def read_predictions(file: str | Path) -> tuple[dict[str, str], dict[str, str]]:
     """
     Clip -> its caption, and clip -> why it has none, of a COCO result file, or of JSON lines with `caption`: those of
-    `swinbert evaluate` and of `swinbert caption --format jsonl`, for two.
+    `swinbert evaluate` and of `swinbert caption --format jsonl`, for two. A clip whose `caption` is null has none.
 
     Raises:
         AnnotationError, ValueError: what was expected, what was found, and where.
@@ -97,6 +104,8 @@ def read_predictions(file: str | Path) -> tuple[dict[str, str], dict[str, str]]:
             captions[name] = caption.string()
         elif error is not None:
             missing[name] = error.string()
+        elif "caption" in row.value:
+            missing[name] = "its caption is null"
         else:
             row.fail("an object with `caption`")
     return captions, missing

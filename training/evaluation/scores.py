@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swinbert.training.evaluation.caption_files import write_coco
-from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, MissingTool, check_tools, score
+from swinbert.training.metrics import METRICS, METRICS_WITHOUT_JAVA, MissingTool, check_tools, metric_name, score
 from swinbert.utils.files import write_json
 from swinbert.utils.text import first_names
 
@@ -49,9 +49,11 @@ def choose_metrics(metrics: Iterable[str] | None) -> tuple[tuple[str, ...], dict
         MissingTool: METEOR or SPICE is asked for by name, and something that it needs is not installed.
     """
     if metrics is not None:
-        chosen = tuple(dict.fromkeys(metrics))
-        if unknown := [name for name in chosen if name not in METRICS]:
-            raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {first_names(unknown)}.")
+        chosen = tuple(dict.fromkeys(map(metric_name, metrics)))
+        unknown = [name for name in chosen if name not in METRICS]
+        if unknown or not chosen:
+            found = first_names(unknown) or "none"
+            raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {found}.")
         check_tools(chosen)
         return chosen, {name: "not asked for" for name in METRICS if name not in chosen}
     left_out = {"spice": "which needs a download and 8 GB: ask for it by its name (--metrics)"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from swinbert.training.metrics.java_metrics import MissingTool, check_tools
 from swinbert.training.metrics.ngrams import CiderD
 from swinbert.training.metrics.ptb_tokenizer import ptb_tokenize
-from swinbert.training.metrics.scoring import METRICS, METRICS_WITHOUT_JAVA, Scores, score
+from swinbert.training.metrics.scoring import METRICS, METRICS_WITHOUT_JAVA, Scores, metric_name, score
 
 __all__ = [
     "METRICS",
@@ -24,6 +24,7 @@ __all__ = [
     "Scores",
     "check_tools",
     "evaluate_path",
+    "metric_name",
     "ptb_tokenize",
     "score",
 ]

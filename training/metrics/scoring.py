@@ -1,5 +1,6 @@
 """Scoring of captions against references, with the results of the COCO caption tools."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
@@ -20,6 +21,19 @@ METRICS = {
 METRICS_WITHOUT_JAVA = ("bleu", "rouge_l", "cider", "cider_d")
 
 
+def metric_name(name: str) -> str:
+    """
+    The key of `METRICS` for a metric, also by the name of its score and in any case: `"cider"` for `"CIDEr"`,
+    `"cider_d"` for `"CIDEr-D"`, `"bleu"` for `"Bleu_4"`. An unknown name as it is.
+    """
+    keys = {_letters(each): key for key, names in METRICS.items() for each in (key, *names)}
+    return keys.get(_letters(name), name)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
 class Scores(TypedDict):
     """The result of `score`, which can be written as JSON."""
 
@@ -38,8 +52,8 @@ def score(
         predictions: clip -> caption. An empty caption has the score 0.
         references: clip -> its reference captions, for exactly the same clips.
         metrics: keys of `METRICS`: `bleu` (`Bleu_1` to `Bleu_4`), `rouge_l`, `cider`, `cider_d`, and `meteor` and
-            `spice`, which need Java. What the COCO tools, and the papers that use them, call CIDEr is CIDEr-D, so
-            `cider` and `cider_d` give the same number.
+            `spice`, which need Java; or the names of their scores. What the COCO tools, and the papers that use them,
+            call CIDEr is CIDEr-D, so `cider` and `cider_d` give the same number.
 
     Returns:
         The scores of the whole set and of each clip: `{"corpus": {"CIDEr": 0.53, ...}, "clips": {clip: {"CIDEr": 0.6,
@@ -52,7 +66,7 @@ def score(
         MissingTool: Java or another requirement of METEOR or SPICE is missing; nothing was scored.
         RuntimeError: the program of METEOR or SPICE failed.
     """
-    metrics = tuple(metrics)
+    metrics = tuple(dict.fromkeys(map(metric_name, metrics)))
     _check(predictions, references, metrics)
     check_tools(metrics)
     clips = list(references)
