@@ -58,9 +58,10 @@ class CaptionerFamily(ABC):
         """Raises `ValueError` for a number of frames that the model cannot take."""
 
     @abstractmethod
-    def read(self, video: Any, **sampling: Any) -> dict[str, torch.Tensor]:
+    def read(self, video: Any, **sampling: Any) -> dict[str, Any]:
         """
-        The inputs of `generate()` for one clip, with a batch axis of 1.
+        The inputs of `generate()` for one clip, with a batch axis of 1, and, where it is known, `video_metadata`: a
+        list of the clip's `VideoMetadata`.
 
         Args:
             sampling: any of `num_frames`, `start` and `end` (seconds).
@@ -112,9 +113,9 @@ class SwinBertFamily(CaptionerFamily):
                 f" num_frames={num_frames}: leave `num_frames` out."
             )
 
-    def read(self, video: Any, **sampling: Any) -> dict[str, torch.Tensor]:
-        """`pixel_values_videos` (1, T, C, H, W)."""
-        return dict(self._video_processor(video, return_tensors="pt", **sampling))
+    def read(self, video: Any, **sampling: Any) -> dict[str, Any]:
+        """`pixel_values_videos` (1, T, C, H, W), and `video_metadata`."""
+        return dict(self._video_processor(video, return_tensors="pt", return_metadata=True, **sampling))
 
 
 FAMILIES[SwinBertFamily.model_type] = SwinBertFamily
@@ -265,14 +266,17 @@ def read_clip(family: CaptionerFamily, clip: Any, on_error: str = "raise", **def
         defaults: `start`, `end`, `num_frames` for clips that do not bring their own.
 
     Returns:
-        The model's inputs and `error` `[None]`, or `error` alone, a list of the one reason.
+        The model's inputs, `error` `[None]` and `duration`, a list of the seconds of the whole video, or of `None`; for
+        an unreadable clip `error` alone, a list of the one reason.
     """
     try:
         video, options = unpack_clip(clip)
         wanted = {name: value for name, value in {**defaults, **options}.items() if value is not None}
         if "num_frames" in wanted:
             family.check_num_frames(wanted["num_frames"])
-        return {**family.read(video, **wanted), "error": [None]}
+        inputs = dict(family.read(video, **wanted))
+        (metadata,) = inputs.pop("video_metadata", None) or [None]
+        return {**inputs, "error": [None], "duration": [getattr(metadata, "duration", None)]}
     except ValueError as error:
         # By its `kind`, not by its class: in remote code the processor may have its own copy of `VideoDecodeError`.
         if on_error == "raise" or not hasattr(error, "kind"):
@@ -283,7 +287,8 @@ def read_clip(family: CaptionerFamily, clip: Any, on_error: str = "raise", **def
 
 def collate_clips(clips: list[dict[str, Any]]) -> dict[str, Any]:
     """
-    Batches what `read_clip` returned: inputs of the readable clips (B, ...), and `error` of all, in their order.
+    Batches what `read_clip` returned: inputs of the readable clips (B, ...), and `error` of all, in their order. Leaves
+    out `duration`.
 
     Raises:
         ValueError: the readable clips differ in shape.
@@ -291,7 +296,7 @@ def collate_clips(clips: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {"error": [error for clip in clips for error in clip["error"]]}
     readable = [clip for clip in clips if len(clip) > 1]
     for name in readable[0] if readable else ():
-        if name != "error":
+        if name not in ("error", "duration"):
             shapes = sorted({tuple(clip[name].shape[1:]) for clip in readable})
             if len(shapes) > 1:
                 raise ValueError(

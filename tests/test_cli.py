@@ -58,7 +58,8 @@ class StandIn:
         names = [self.clips[number]["video"].split("/")[-1] for number in batch.get("number", torch.zeros(0)).tolist()]
         if error := next(filter(None, map(self.failure, names)), None):
             raise error
-        return {"names": names or [None], "error": batch["error"]}
+        rows = iter(names)
+        return {"names": [None if error else next(rows) for error in batch["error"]], "error": batch["error"]}
 
     def postprocess(self, outputs):
         (error,), (name,) = outputs["error"], outputs["names"]
@@ -90,16 +91,18 @@ def test_folder_is_searched_and_a_bad_clip_does_not_stop_the_rest(command, model
         f"{folder}/b.mp4\ta clip called b.mp4",
         f"{folder}/deep/c.webm\ta clip called c.webm",
     ]
-    assert result.stderr.splitlines() == [
-        f"swinbert: {folder}/deep/er/bad.mp4: expected a video file, found text.",
-        "swinbert: 1 of 4 clips could not be captioned.",
-    ]
+    reason, summary, failed = result.stderr.splitlines()
+    assert reason == f"swinbert: {folder}/deep/er/bad.mp4: expected a video file, found text."
+    assert "4 clips, 3 captioned, 1 failed (not_video 1)" in summary
+    assert failed == "swinbert: 1 of 4 clips could not be captioned."
 
 
 def test_jsonl_has_a_line_for_every_clip(command, model, folder):
     result = command("caption", folder / "b.mp4", folder / "deep/er/bad.mp4", "--format", "jsonl")
     good, bad = map(json.loads, result.stdout.splitlines())
-    assert good == {"path": f"{folder}/b.mp4", "caption": "a clip called b.mp4", "score": -0.5, "error": None}
+    wanted = {"path": f"{folder}/b.mp4", "caption": "a clip called b.mp4", "score": -0.5, "error": None}
+    assert list(good.items())[:4] == list(wanted.items())
+    assert {name for name, value in good.items() if value is None} == {"error", "start", "end", "duration"}
     assert bad["caption"] is None and bad["score"] is None and "found text" in bad["error"]
     assert result.exit_code == 1
 

@@ -3,19 +3,24 @@
 import collections.abc
 import contextlib
 import functools
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import PurePath
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
+from swinbert.captioning.batching import Batching, MeasuredBatching
 from swinbert.captioning.settings import caption_settings
 from swinbert.processing.clip_reading_swinbert import (
     CaptionerFamily,
     FetchedClips,
     ReadAhead,
     UnavailableClip,
+    available_cores,
     collate_clips,
     read_clip,
     without_decoding,
@@ -70,6 +75,8 @@ class Caption:
         score: see [`VideoCaptioningPipeline`].
         error: why there is no caption, in one line.
         alternatives: further captions, best first.
+        duration: of the whole video, in seconds; `None` if it is unknown.
+        error_kind: the `kind` of a `VideoDecodeError`, or the class of another exception.
     """
 
     clip: str
@@ -79,10 +86,12 @@ class Caption:
     score: float | None = None
     error: str | None = None
     alternatives: tuple[Alternative, ...] = ()
+    duration: float | None = None
+    error_kind: str | None = None
 
     @classmethod
     def of_failure(cls, clip: Clip, error: str) -> "Caption":
-        return cls(clip.name, clip.start, clip.end, error=error)
+        return cls(clip.name, clip.start, clip.end, error=error, error_kind="not_found")
 
 
 @dataclass(frozen=True)
@@ -93,12 +102,20 @@ class _ReadClip:
     Args:
         clip: without its video, which has been read.
         inputs: what `read_clip` returned.
-        batch_length: clips in the batch that it belongs to.
+        batch_length: clips in the batch that it belongs to; `None` leaves that to the stream.
+        duration, error_kind: as of [`Caption`].
     """
 
     clip: Clip
     inputs: dict[str, Any]
-    batch_length: int
+    batch_length: int | None
+    duration: float | None = None
+    error_kind: str | None = None
+
+    @property
+    def num_values(self) -> int:
+        """Size of the model's input; 0 of a clip that could not be read."""
+        return sum(value.numel() for value in self.inputs.values() if isinstance(value, torch.Tensor))
 
 
 class CaptionStream:
@@ -109,9 +126,11 @@ class CaptionStream:
         clips: Iterable[Any],
         captioner: VideoCaptioningPipeline,
         *,
-        batch_size: int = 1,
+        batch_size: int | Literal["auto"] = 1,
+        threads: int | None = None,
         num_workers: int = 0,
         only: Sequence[int] | None = None,
+        seed: int | None = None,
         **generation: Any,
     ):
         is_sequence = isinstance(clips, collections.abc.Sized) and hasattr(clips, "__getitem__")
@@ -120,33 +139,45 @@ class CaptionStream:
                 f"`num_workers` and `only` need a list of clips (or what has a length and indices), got"
                 f" {type(clips).__name__}."
             )
+        if num_workers and batch_size == "auto":
+            raise ValueError("Workers cut batches before any is measured: give `batch_size` a number.")
         self.clips = FetchedClips(clips) if is_sequence else without_decoding(clips)
         self.captioner = captioner
         self.batch_size = batch_size
+        self.threads = threads
         self.num_workers = num_workers
         self.only = only
+        self.seed = seed
         self.generation = generation
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """All that decides a caption, and nothing of how it is computed: see `caption_settings`."""
-        return caption_settings(self.captioner, **self.generation)
+        settings = caption_settings(self.captioner, **self.generation)
+        return settings if self.seed is None else {**settings, "seed": self.seed}
 
     def __iter__(self) -> Iterator[Caption]:
-        for batch in self._batches_in_workers() if self.num_workers else self._batches_in_threads():
-            yield from self._caption(batch)
+        if self.batch_size == "auto":
+            batching: Batching = MeasuredBatching(self.captioner.device, self.threads)
+        else:
+            batching = Batching(self.batch_size, self.threads)
+        with batching.active():
+            for batch in self._batches_in_workers() if self.num_workers else self._batches_in_threads(batching):
+                with batching.measured([read.num_values for read in batch if read.num_values]):
+                    results = list(self._caption(batch))
+                yield from results
 
     @property
     def _reader(self) -> "_Reader":
         return _Reader(self.captioner.family, self.captioner.sampling)
 
-    def _batches_in_threads(self) -> Iterator[list[_ReadClip]]:
-        takes_turns = self.captioner.device.type == "cpu"
+    def _batches_in_threads(self, batching: Batching) -> Iterator[list[_ReadClip]]:
+        takes_turns = self.captioner.device.type == "cpu" and torch.get_num_threads() >= len(available_cores())
         batch: list[_ReadClip] = []
-        for read in ReadAhead(self._items(), self._reader.read_item, self.batch_size, takes_turns=takes_turns):
+        for read in ReadAhead(self._items(), self._reader.read_item, batching.largest, takes_turns=takes_turns):
             batch.append(read)
             # Not when the next clip arrives: that one may follow from this caption.
-            if len(batch) == read.batch_length:
+            if len(batch) >= (read.batch_length or batching.batch_size):
                 yield batch
                 batch = []
         if batch:
@@ -154,9 +185,10 @@ class CaptionStream:
 
     def _items(self) -> Iterator[dict[str, Any]]:
         """Each clip and the length of its batch; `video` is where [`ReadAhead`] looks for URLs."""
-        if self.only is None:
-            for clip in map(_as_clip, self.clips):
-                yield {"video": clip.video, "clip": clip, "batch_length": self.batch_size}
+        if self.only is None or self.batch_size == "auto":
+            chosen = self.clips if self.only is None else (self.clips[number] for number in self.only)  # type: ignore[index]
+            for clip in map(_as_clip, chosen):
+                yield {"video": clip.video, "clip": clip, "batch_length": None}
             return
         for batch in self._chosen_batches():
             for number in batch:
@@ -176,12 +208,14 @@ class CaptionStream:
     def _chosen_batches(self) -> list[list[int]]:
         """Numbers of the clips of each batch. Batches are cut from all clips, so that they do not depend on `only`."""
         numbers = range(len(self.clips)) if self.only is None else self.only  # type: ignore[arg-type]
+        assert isinstance(self.batch_size, int)
         batches: dict[int, list[int]] = {}
         for number in numbers:
             batches.setdefault(number // self.batch_size, []).append(number)
         return list(batches.values())
 
     def _caption(self, batch: list[_ReadClip]) -> Iterator[Caption]:
+        kind = None
         try:
             results = self._generate(batch)
         except Exception as error:
@@ -193,7 +227,7 @@ class CaptionStream:
                 for each in batch:
                     yield from self._caption([each])
                 return
-            results = [[{"generated_text": None, "score": None, "error": one_line(error)}]]
+            results, kind = [[{"generated_text": None, "score": None, "error": one_line(error)}]], _error_kind(error)
         for read, (best, *others) in zip(batch, results, strict=True):
             yield Caption(
                 clip=read.clip.name,
@@ -203,10 +237,31 @@ class CaptionStream:
                 score=best["score"],
                 error=best.get("error"),
                 alternatives=tuple(Alternative(other["generated_text"], other["score"]) for other in others),
+                duration=read.duration,
+                error_kind=read.error_kind or kind,
             )
 
     def _generate(self, batch: list[_ReadClip]) -> list[list[dict[str, Any]]]:
         """For each clip of a batch what the pipeline returns for it."""
+        if self.seed is not None and len(batch) > 1:
+            # A random number generator serves all rows of a batch: only a clip alone is independent of the others.
+            return [result for read in batch for result in self._generate([read])]
+        with self._random_state_of(batch[0].clip):
+            return self._forward(batch)
+
+    @contextlib.contextmanager
+    def _random_state_of(self, clip: Clip) -> Iterator[None]:
+        """With a seed, sampling depends on it and on the clip alone; the caller's random state is restored."""
+        if self.seed is None:
+            yield
+            return
+        key = repr((self.seed, PurePath(clip.name).name, clip.start, clip.end)).encode(errors="surrogateescape")
+        device = self.captioner.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
+            yield
+
+    def _forward(self, batch: list[_ReadClip]) -> list[list[dict[str, Any]]]:
         outputs = self.captioner.forward(collate_clips([read.inputs for read in batch]), **self.generation)
         rows = ({name: [values[row]] for name, values in outputs.items()} for row in range(len(batch)))
         return [self.captioner.postprocess(row) for row in rows]
@@ -216,9 +271,11 @@ def captions(
     clips: Iterable[Any],
     captioner: VideoCaptioningPipeline,
     *,
-    batch_size: int = 1,
+    batch_size: int | Literal["auto"] = 1,
+    threads: int | None = None,
     num_workers: int = 0,
     only: Sequence[int] | None = None,
+    seed: int | None = None,
     **generation: Any,
 ) -> CaptionStream:
     """
@@ -237,17 +294,34 @@ def captions(
         clips: [`Clip`]s, or what a pipeline takes as one clip; a list, a generator, or anything with a length and
             indices, of which each clip is fetched when its turn comes.
         captioner: see `load_captioner`, whose parameters say how to sample clips and to search captions.
-        batch_size: clips in one forward pass.
+        batch_size: clips in one forward pass; `"auto"` chooses more for smaller clips.
+        threads: of PyTorch on the CPU while the clips are captioned; `None` leaves them as they are, or, with
+            `batch_size="auto"`, chooses between those and one by trying them on the first clips.
         num_workers: processes that read clips; 0 reads in threads of this process.
-        only: numbers of the clips to caption. Batches are the same as without it, so that a caption does not depend on
-            where an earlier run ended.
+        only: numbers of the clips to caption. Batches are the same as without it, unless their size is `"auto"`, so
+            that a caption does not depend on where an earlier run ended.
+        seed: with `do_sample=True`, makes the caption of a clip depend on the seed, the file's name and its range
+            alone. The model then gets one clip at a time.
         generation: arguments of `generate()`, on top of the captioner's.
 
     Raises:
-        ValueError: `num_workers` or `only` for clips without a length.
+        ValueError: `num_workers` or `only` for clips without a length; `num_workers` with `batch_size="auto"`.
         RuntimeError: while iterating, a worker process died.
     """
-    return CaptionStream(clips, captioner, batch_size=batch_size, num_workers=num_workers, only=only, **generation)
+    return CaptionStream(
+        clips,
+        captioner,
+        batch_size=batch_size,
+        threads=threads,
+        num_workers=num_workers,
+        only=only,
+        seed=seed,
+        **generation,
+    )
+
+
+def _error_kind(error: Exception) -> str:
+    return getattr(error, "kind", None) or type(error).__name__
 
 
 def _as_clip(clip: Any) -> Clip:
@@ -268,16 +342,18 @@ class _Reader:
     def read_item(self, item: dict[str, Any]) -> _ReadClip:
         return self.read(item["clip"], item["batch_length"])
 
-    def read(self, clip: Clip, batch_length: int) -> _ReadClip:
+    def read(self, clip: Clip, batch_length: int | None) -> _ReadClip:
         without_video = Clip(None, clip.start, clip.end, clip.name, clip.error)
         if clip.error is not None:
-            return _ReadClip(without_video, {"error": [clip.error]}, batch_length)
+            return _ReadClip(without_video, {"error": [clip.error]}, batch_length, error_kind="not_found")
+        duration = error_kind = None
         try:
             source = {"video": clip.video, "start": clip.start, "end": clip.end}
             inputs = read_clip(self.family, source, **self.sampling)
+            (duration,) = inputs["duration"]
         except Exception as error:  # of any kind: it concerns this clip alone
-            inputs = {"error": [one_line(error)]}
-        return _ReadClip(without_video, inputs, batch_length)
+            inputs, error_kind = {"error": [one_line(error)]}, _error_kind(error)
+        return _ReadClip(without_video, inputs, batch_length, duration, error_kind)
 
 
 class _ClipDataset(Dataset):

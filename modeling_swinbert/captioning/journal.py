@@ -20,11 +20,13 @@ _NOT_COMPARED = ("model.name", "dataset.name")
 class CaptionJournal:
     """
     `predictions.jsonl`, with a line `{"id", "caption", "score", "error", "size"}` for each clip, and beside it
-    `settings.json`, with all that decides these captions.
+    `settings.json`, with all that decides these captions. Lines may have further keys.
 
     Args:
         folder: created if needed. The lines of an earlier run with the same settings are kept.
         settings: nested dictionaries that JSON can hold.
+        output: the file that is made from this journal, if there is one: error messages name it.
+        overwrite: drop what the folder holds instead.
 
     Attributes:
         lines: id of a clip -> its line.
@@ -34,18 +36,27 @@ class CaptionJournal:
         BlockingIOError: another process writes to the folder.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path, settings: Mapping[str, Any], output: Path | None = None, overwrite: bool = False):
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"Expected a folder for the output, found the file {folder}.")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.file = folder, folder / "predictions.jsonl"
+        self._settings_file = folder / "settings.json"
+        self._output_name = folder if output is None else output
+        self._another = "name another output folder" if output is None else "name another --output"
+        self._remedy = f"{self._another}, or " + (
+            "delete this one" if output is None else "start over with --overwrite"
+        )
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(file_lock(folder / ".lock"))
             except BlockingIOError as error:
                 raise BlockingIOError(
-                    f"{folder} is in use by {error.strerror}: wait for it, or name another output folder."
+                    f"{self._output_name} is in use by {error.strerror}: wait for it, or {self._another}."
                 ) from None
+            if overwrite:
+                self.file.unlink(missing_ok=True)
+                self._settings_file.unlink(missing_ok=True)
             self._check_settings(settings)
             self.lines = self._read()
             self._output = self.file.open("a", encoding="utf-8")
@@ -64,22 +75,21 @@ class CaptionJournal:
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         """Compares the settings with those in the folder, or writes them there."""
-        settings_file = self.folder / "settings.json"
+        settings_file = self._settings_file
         wanted = json.loads(json.dumps(settings))
         if not settings_file.exists():
             if self.file.exists():
                 raise ValueError(
                     f"{self.folder} holds a predictions.jsonl without the settings.json that says how it was made:"
-                    " name another output folder."
+                    f" {self._another}."
                 )
             write_json(settings_file, wanted)
             return
         try:
             before, now = compared(json.loads(settings_file.read_text(encoding="utf-8"))), compared(wanted)
         except (ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{settings_file} is not of an evaluation ({error}): name another output folder."
-            ) from None
+            kind = "an evaluation" if self._output_name == self.folder else "captions"
+            raise ValueError(f"{settings_file} is not of {kind} ({error}): {self._another}.") from None
         differing = [
             f"{name} was {preview(before.get(name))}, is {preview(now.get(name))}"
             for name in {**before, **now}
@@ -87,8 +97,8 @@ class CaptionJournal:
         ]
         if differing:
             raise ValueError(
-                f"{self.folder} holds predictions of another run: {'; '.join(differing)}. Name another output folder,"
-                " or delete this one."
+                f"{self._output_name} holds captions made with other settings: {'; '.join(differing)}."
+                f" {self._remedy.capitalize()}."
             )
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -151,9 +161,14 @@ def _parse(text: bytes) -> dict[str, Any] | None:
     return line if is_prediction else None
 
 
+def rounded(score: float | None) -> float | None:
+    """A score without the digits that depend on the other clips of a batch."""
+    return None if score is None else round(score, 4)
+
+
 def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must have in common to share a file, as a flat dictionary."""
     return {name: value for name, value in flattened(settings).items() if name not in _NOT_COMPARED}
 
 
-__all__ = ["CaptionJournal", "compared"]
+__all__ = ["CaptionJournal", "compared", "rounded"]

@@ -1,33 +1,40 @@
 """`swinbert caption`."""
 
-import json
-from collections.abc import Iterable
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from swinbert.cli.loading import load_captioner_or_exit
-from swinbert.cli.messages import lines_and_progress, say
+from swinbert.cli.messages import fail, lines_and_progress, say
 from swinbert.cli.options import (
+    BatchSize,
     Beams,
     CaptionComputeDType,
     CaptionDType,
     Device,
+    Format,
     MaxLength,
+    MinLength,
+    MinScore,
     Model,
+    NBest,
     NumFrames,
+    OutputFile,
+    OutputFormat,
+    Overwrite,
     Revision,
+    Sample,
+    Seed,
+    SkipDuplicates,
+    Temperature,
+    Threads,
     TrustRemoteCode,
+    WriteBeside,
 )
 
 if TYPE_CHECKING:
-    from swinbert.captioning import Caption
-
-
-class OutputFormat(StrEnum):
-    text = "text"
-    jsonl = "jsonl"
+    from swinbert.captioning.labelling import Labelling
+    from swinbert.processing import VideoCaptioningPipeline
 
 
 def caption(
@@ -38,33 +45,41 @@ def caption(
         ),
     ],
     model: Model = None,
-    output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="Format of the line that is printed for each clip.")
-    ] = OutputFormat.text,
+    output_format: Format = OutputFormat.text,
+    output: OutputFile = None,
+    write_beside: WriteBeside = None,
+    overwrite: Overwrite = False,
+    min_score: MinScore = None,
+    skip_duplicates: SkipDuplicates = False,
     num_frames: NumFrames = None,
     start: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption from this time on.")] = None,
     end: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption up to this time.")] = None,
     beams: Beams = None,
+    n_best: NBest = None,
+    min_length: MinLength = None,
     max_length: MaxLength = None,
+    sample: Sample = False,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    batch_size: BatchSize = None,
+    threads: Threads = None,
     device: Device = "auto",
     dtype: CaptionComputeDType = CaptionDType.auto,
     trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
 ):
     """
-    Caption clips, one line on stdout for each.
+    Caption clips, one line on stdout for each, or into files.
 
     A line of text is CLIP, a tab and the caption; if the only argument is one file or URL, it is the caption alone. A
-    line of jsonl is {"path", "caption", "score", "error"}. A clip that cannot be read is reported on stderr, the other
-    clips are captioned, and the exit code is 1.
+    clip that cannot be read is reported on stderr, the other clips are captioned, and the exit code is 1. With --output
+    or --write-beside the same command continues after an interruption, and tries failed clips again.
     """
-    if start is not None and end is not None and start >= end:
-        raise typer.BadParameter(f"--start {start:g} must be before --end {end:g}.")
-    from swinbert.captioning import Caption, captions, find_clips
-
-    found = list(find_clips(clips, start, end))
-    results: Iterable[Caption] = [Caption.of_failure(clip, str(clip.error)) for clip in found]
-    if any(clip.error is None for clip in found):
+    search = _search(beams, n_best, sample, temperature, seed, min_length, max_length)
+    files = (output_format, output, tuple(dict.fromkeys(write_beside or ())), overwrite, min_score, skip_duplicates)
+    labelling, only_caption = _labelling(clips, start, end, *files)
+    captioner = None
+    if labelling.needs_captioner:
         captioner = load_captioner_or_exit(
             model,
             device=device,
@@ -72,32 +87,69 @@ def caption(
             trust_remote_code=trust_remote_code,
             revision=revision,
             num_frames=num_frames,
-            num_beams=beams,
-            max_length=max_length,
+            **search,
         )
-        results = captions(found, captioner)
-    only_caption = len(clips) == len(found) == 1 and found[0].name == clips[0]
-    if num_failed := _print_captions(results, len(found), output_format, only_caption):
-        if len(found) > 1:
-            say(f"{num_failed} of {len(found)} clips could not be captioned.")
+    captioning = {"batch_size": batch_size or "auto", "threads": threads, "seed": (seed or 0) if sample else None}
+    _run(labelling, captioner, only_caption, **captioning)
+
+
+def _search(
+    beams: int | None,
+    n_best: int | None,
+    sample: bool,
+    temperature: float | None,
+    seed: int | None,
+    min_length: int | None,
+    max_length: int | None,
+) -> dict[str, Any]:
+    """Arguments of `generate()`."""
+    if not sample and (temperature is not None or seed is not None):
+        raise typer.BadParameter(f"--{'seed' if temperature is None else 'temperature'} needs --sample.")
+    if temperature is not None and temperature <= 0:
+        raise typer.BadParameter(f"Expected a positive --temperature, got {temperature:g}.")
+    if None not in (min_length, max_length) and min_length > max_length:  # type: ignore[operator]
+        raise typer.BadParameter(f"--min-length {min_length} must not exceed --max-length {max_length}.")
+    if n_best is not None and not sample or beams is not None:
+        beams = max(n_best or 1, beams or 1)
+    return {
+        "num_beams": beams,
+        "num_return_sequences": n_best,
+        "do_sample": sample,
+        "temperature": temperature,
+        "min_length": min_length,
+        "max_length": max_length,
+    }
+
+
+def _labelling(clips: list[str], start: float | None, end: float | None, *destination: Any) -> "tuple[Labelling, bool]":
+    """What is to be captioned into what, and whether the only argument is one clip."""
+    if start is not None and end is not None and start >= end:
+        raise typer.BadParameter(f"--start {start:g} must be before --end {end:g}.")
+    from swinbert.captioning import find_clips
+    from swinbert.captioning.labelling import Destination, Labelling
+
+    found = list(find_clips(clips, start, end))
+    try:
+        labelling = Labelling(found, Destination(*destination), report=say)
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    return labelling, len(clips) == len(found) == 1 and found[0].name == clips[0]
+
+
+def _run(
+    labelling: "Labelling", captioner: "VideoCaptioningPipeline | None", only_caption: bool, **captioning: Any
+) -> None:
+    """Captions, and says at the end how it went."""
+    try:
+        with lines_and_progress(len(labelling.clips)) as write:
+            summary = labelling.run(captioner, write, only_caption, **captioning)
+    except BrokenPipeError:  # of a reader of stdout that has enough
+        raise
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    if summary.num_clips > 1:
+        say(str(summary))
+        if num_failed := summary.num_clips - summary.num_captioned:
+            say(f"{num_failed} of {summary.num_clips} clips could not be captioned.")
+    if summary.failed:
         raise typer.Exit(1)
-
-
-def _print_captions(
-    results: "Iterable[Caption]", num_clips: int, output_format: OutputFormat, only_caption: bool
-) -> int:
-    """Prints a line for each clip, and says why a clip has no caption; returns how many have none."""
-    num_failed = 0
-    with lines_and_progress(num_clips) as write:
-        for result in results:
-            if result.error is not None:
-                num_failed += 1
-                say(f"{result.clip}: {result.error}")
-            if output_format is OutputFormat.jsonl:
-                row = {"path": result.clip, "caption": result.text, "score": result.score, "error": result.error}
-                write(json.dumps(row))
-            elif result.text is None:
-                write(None)
-            else:
-                write(result.text if only_caption else f"{result.clip}\t{result.text}")
-    return num_failed

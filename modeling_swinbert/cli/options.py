@@ -20,6 +20,22 @@ class CaptionDType(StrEnum):
     int8 = "int8"
 
 
+class OutputFormat(StrEnum):
+    text = "text"
+    jsonl = "jsonl"
+    csv = "csv"
+    srt = "srt"
+    vtt = "vtt"
+    metadata = "metadata"
+
+
+class BesideFormat(StrEnum):
+    txt = "txt"
+    json = "json"
+    srt = "srt"
+    vtt = "vtt"
+
+
 _AUTO_DTYPE = "auto is bfloat16 where the hardware supports it, else float32"
 
 Model = Annotated[
@@ -61,4 +77,63 @@ MaxLength = Annotated[
 NewFolder = Annotated[
     Path,
     typer.Option("--output", metavar="DIR", help="Folder to write; it must be empty or not exist yet."),
+]
+
+# --- What `swinbert caption` writes -----------------------------------------------------------------------------------
+
+Format = Annotated[
+    OutputFormat,
+    typer.Option(
+        "--format",
+        help="text: CLIP, a tab and the caption; tabs, line ends and backslashes in names become \\t, \\n, \\r and"
+        " \\\\. jsonl and csv: also scores and errors. srt, vtt: subtitles of one clip. metadata: metadata.jsonl of a"
+        " dataset, for `swinbert train`.",
+    ),
+]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="FILE", help="Write to this file, complete or not at all; default: stdout."),
+]
+WriteBeside = Annotated[
+    list[BesideFormat] | None,
+    typer.Option("--write-beside", help="Write each caption beside its clip, under the same stem; can be repeated."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files, and caption again what is captioned already.")
+]
+NBest = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="N captions of each clip, by N beams at least, or by sampling."),
+]
+MinScore = Annotated[
+    float | None, typer.Option(metavar="SCORE", help="Leave out captions with a lower score; jsonl and csv mark them.")
+]
+SkipDuplicates = Annotated[
+    bool,
+    typer.Option(
+        "--skip-duplicates",
+        help="Leave out captions that a clip of the same folder has already; jsonl and csv mark them.",
+    ),
+]
+
+# --- How captions are generated ---------------------------------------------------------------------------------------
+
+MinLength = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Minimum length of a caption in tokens, counted as the maximum.")
+]
+Sample = Annotated[bool, typer.Option("--sample", help="Sample the words instead of searching for the best.")]
+Temperature = Annotated[
+    float | None, typer.Option(metavar="T", help="With --sample: below 1 prefers likely words, above 1 rare ones.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="With --sample: the same seed gives the same captions; default: 0."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Clips in one forward pass; default: as many as their size suits."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Threads of the model on a CPU; default: all or one, what is faster."),
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swinbert.captioning import Caption, captions
-from swinbert.captioning.journal import CaptionJournal, compared
+from swinbert.captioning.journal import CaptionJournal, compared, rounded
 from swinbert.processing import VideoCaptioningPipeline
 from swinbert.processing.clip_reading_swinbert import available_cores
 from swinbert.training.evaluation.caption_files import read_predictions, read_references
@@ -36,9 +36,8 @@ def _write_captions(
     """Writes each caption of the stream into the journal, and warns of clips that could not be captioned."""
     try:
         for number, caption in zip(numbers, progress(stream, "Captioning", len(numbers)), strict=True):
-            # Further digits depend on the other clips of a batch.
-            score = None if caption.score is None else round(caption.score, 4)
-            line = {"id": caption.clip, "caption": caption.text, "score": score, "error": caption.error}
+            score, error = rounded(caption.score), caption.error
+            line = {"id": caption.clip, "caption": caption.text, "score": score, "error": error}
             journal.append([{**line, "size": clips.file_size(number)}])
             if caption.error is not None:
                 warnings.warn(f"{caption.clip}: {caption.error}", stacklevel=3)

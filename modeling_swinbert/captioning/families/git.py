@@ -51,16 +51,20 @@ class GitFamily(CaptionerFamily):
                 f" num_frames={num_frames}: ask for at most {self.num_frames}, or leave `num_frames` out."
             )
 
-    def read(self, video: Any, **sampling: Any) -> dict[str, torch.Tensor]:
-        """`pixel_values` (1, T, C, H, W); (1, C, H, W) for a model of single images."""
+    def read(self, video: Any, **sampling: Any) -> dict[str, Any]:
+        """`pixel_values` (1, T, C, H, W), (1, C, H, W) for a model of single images; and `video_metadata`."""
         if self._max_frames is None:
             logger.warning_once(
                 "This GIT model was trained on single images: each clip is captioned by its middle frame. The models"
                 " whose names end in -vatex see six frames."
             )
-        clip = self._sampler(video, return_tensors="pt", **sampling).pixel_values_videos[0]
+        sampled = self._sampler(video, return_tensors="pt", return_metadata=True, **sampling)
+        clip = sampled.pixel_values_videos[0]
         pixels = git_pixel_values(self._processor, list(clip.round().to(torch.uint8)))
-        return {"pixel_values": pixels if self._max_frames is None else pixels[None]}
+        return {
+            "pixel_values": pixels if self._max_frames is None else pixels[None],
+            "video_metadata": sampled.video_metadata,
+        }
 
 
 def git_pixel_values(processor: Any, frames: list[Any], **options: Any) -> torch.Tensor:

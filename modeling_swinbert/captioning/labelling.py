@@ -1,0 +1,396 @@
+"""Captioning a collection of clips into files: what is done already, duplicates, failures, and a summary."""
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swinbert.captioning.caption import Alternative, Caption, Clip, captions
+from swinbert.captioning.journal import CaptionJournal, rounded
+from swinbert.captioning.writers import (
+    MetadataWriter,
+    Row,
+    beside,
+    beside_document,
+    check_stems,
+    make_writer,
+    one_line_text,
+    read_beside,
+    write_text,
+)
+from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
+from swinbert.processing.video_sources_swinbert import is_url
+from swinbert.utils.text import first_names, one_line
+
+
+@dataclass(frozen=True)
+class Destination:
+    """
+    Where captions go, and which.
+
+    Args:
+        output_format: see `make_writer`.
+        output: file for all captions; `None` for stdout. Its journal is the hidden folder `.NAME.journal` beside it.
+        write_beside: kinds of files that are written beside each clip: txt, json, srt, vtt.
+        overwrite: caption clips again that are done, and replace files.
+        min_score: captions with a lower score are rejected.
+        skip_duplicates: mark captions that another clip of the same folder has already.
+    """
+
+    output_format: str = "text"
+    output: Path | None = None
+    write_beside: tuple[str, ...] = ()
+    overwrite: bool = False
+    min_score: float | None = None
+    skip_duplicates: bool = False
+
+    @property
+    def journal(self) -> Path | None:
+        return None if self.output is None else self.output.with_name(f".{self.output.name}.journal")
+
+    def check(self, clips: Sequence[Clip]) -> None:
+        """
+        Raises:
+            ValueError: captions of these clips cannot be written there.
+            IsADirectoryError, FileExistsError: `output` is a folder, or a file of something else.
+        """
+        readable = [clip.name for clip in clips if clip.error is None]
+        writer = make_writer(self.output_format, self.output)
+        if writer.is_of_one_video and len(clips) > 1:
+            raise ValueError(
+                f"A file of {self.output_format} is of one video, and here are {len(clips)}: --write-beside"
+                f" {self.output_format} writes one beside each."
+            )
+        if isinstance(writer, MetadataWriter):
+            for name in readable:
+                writer.file_name(name)
+        if self.write_beside:
+            check_stems(readable, self.write_beside)
+        if self.output is None or self.journal is None:
+            return
+        if self.output.is_dir():
+            raise IsADirectoryError(f"Expected a file for --output, found the folder {self.output}.")
+        if self.output.exists() and not (self.journal / "settings.json").exists() and not self.overwrite:
+            raise FileExistsError(
+                f"{self.output} exists, and there is no record of how it was made: name another --output, or replace it"
+                " with --overwrite."
+            )
+
+
+@dataclass
+class Summary:
+    """Counts of a run, for the line at its end."""
+
+    num_clips: int
+    num_before: int = 0
+    seconds: float = 0.0
+    num_captioned: int = 0
+    num_duplicates: int = 0
+    num_rejected: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    failed: set[str] = field(default_factory=set)
+    texts: set[str] = field(default_factory=set)
+
+    def count(self, row: Row) -> None:
+        if row.caption.text is None:
+            self.fail(row.caption.clip, row.caption.error_kind or "unknown")
+            return
+        self.num_captioned += 1
+        self.num_duplicates += row.duplicate_of is not None
+        self.num_rejected += row.rejected is not None
+        self.texts.add(row.caption.text)
+
+    def fail(self, clip: str, kind: str) -> None:
+        self.failures[kind] += 1
+        self.failed.add(clip)
+
+    def __str__(self) -> str:
+        parts = [f"{self.num_clips} clips", f"{self.num_captioned} captioned"]
+        if self.num_before:
+            parts.append(f"{self.num_before} of them in an earlier run")
+        kinds = ", ".join(f"{kind} {number}" for kind, number in self.failures.most_common())
+        parts.append(f"{len(self.failed)} failed" + (f" ({kinds})" if kinds else ""))
+        parts.append(f"{len(self.texts)} distinct captions")
+        if self.num_duplicates:
+            parts.append(f"{self.num_duplicates} duplicates")
+        if self.num_rejected:
+            parts.append(f"{self.num_rejected} with a low score")
+        if num_now := self.num_clips - self.num_before:
+            parts.append(f"{self.seconds / num_now:.3g} s a clip")
+        return ", ".join(parts) + "."
+
+
+class Labelling:
+    """
+    Captions clips into a [`Destination`].
+
+    ```python
+    labelling = Labelling(list(find_clips(["videos"])), Destination("csv", Path("captions.csv"), ("txt",)))
+    summary = labelling.run(load_captioner("moving-shapes"), batch_size="auto")
+    ```
+
+    With `output`, each caption is in a journal as soon as it is made, and a later run captions only what is missing or
+    failed. With `write_beside` alone, clips that have all their files are skipped.
+
+    Args:
+        clips: a clip that is named twice is captioned once if anything is written to files.
+        report: called with messages for the user.
+
+    Raises:
+        ValueError, OSError: see `Destination.check`.
+    """
+
+    def __init__(self, clips: Sequence[Clip], destination: Destination, report: Callable[[str], None] = print):
+        self.destination, self.report = destination, report
+        if destination.output is not None or destination.write_beside:
+            unique: dict[Any, Clip] = {}
+            for clip in clips:
+                unique.setdefault((_absolute(clip.name), clip.start, clip.end), clip)
+            clips = list(unique.values())
+        destination.check(clips)
+        self._first_with: dict[tuple[str, str], str] = {}
+        # Names of clips whose files beside them may be replaced.
+        self._outdated: set[str] = set()
+        self.num_clips = len(clips)
+        self.clips = [clip for clip in clips if not self._is_skipped(clip)]
+        if num_skipped := self.num_clips - len(self.clips):
+            report(
+                f"{num_skipped} of {self.num_clips} clips are skipped, since their captions are beside them:"
+                " --overwrite replaces those."
+            )
+
+    @property
+    def needs_captioner(self) -> bool:
+        return any(clip.error is None for clip in self.clips)
+
+    def run(
+        self,
+        captioner: VideoCaptioningPipeline | None,
+        show: Callable[[str | None], None] = lambda line: None,
+        only_caption: bool = False,
+        **captioning: Any,
+    ) -> Summary:
+        """
+        Args:
+            captioner: `None` if no clip is readable.
+            show: called for each clip with its lines for stdout, or `None`.
+            only_caption: text is the caption alone, without the clip's name.
+            captioning: arguments of `captions`.
+
+        Raises:
+            ValueError: `output` holds captions made with other settings; files beside clips would be replaced.
+            OSError: a file cannot be written, or another process writes it.
+        """
+        summary, output = Summary(len(self.clips)), self.destination.output
+        writer = make_writer(self.destination.output_format, output, only_caption)
+        header, rows = writer.header, []
+        start = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            for caption in self._captions(captioner, captioning, summary, stack):
+                row = self._judged(caption)
+                rows.append(row)
+                summary.count(row)
+                if row.caption.error is not None:
+                    self.report(f"{row.caption.clip}: {row.caption.error}")
+                self._write_beside(row, summary)
+                lines = "" if output is not None else writer.row(row)
+                show((header + lines).removesuffix("\n") if lines else None)
+                header = "" if lines else header
+            summary.seconds = time.perf_counter() - start
+            if output is not None and captioner is not None:
+                write_text(output, writer.document(rows))
+        return summary
+
+    # --- Captions, made now or before ---------------------------------------------------------------------------------
+
+    def _captions(
+        self,
+        captioner: VideoCaptioningPipeline | None,
+        captioning: dict[str, Any],
+        summary: Summary,
+        stack: contextlib.ExitStack,
+    ) -> Iterator[Caption]:
+        """The caption of each clip, in their order, and then those that are in the output from earlier runs."""
+        if captioner is None:
+            yield from (Caption.of_failure(clip, str(clip.error)) for clip in self.clips)
+            return
+        output, folder = self.destination.output, self.destination.journal
+        if output is None or folder is None:
+            yield from captions(self.clips, captioner, **captioning)
+            return
+        first = self.clips[0]
+        settings = {
+            **captions((), captioner, **captioning).settings,
+            "range": {"start": first.start, "end": first.end},
+        }
+        journal = stack.enter_context(CaptionJournal(folder, settings, output, self.destination.overwrite))
+        pending = self._pending(journal)
+        others = self._others(journal)
+        summary.num_before = len(self.clips) + len(others) - len(pending)
+        summary.num_clips = len(self.clips) + len(others)
+        if summary.num_before:
+            self.report(f"{summary.num_before} of {summary.num_clips} clips have their captions for {output} already.")
+        stream = iter(captions(self.clips, captioner, only=pending, **captioning))
+        remaining = set(pending)
+        for number, clip in enumerate(self.clips):
+            name = self._id(clip)
+            if number in remaining:
+                journal.append([_line(name, self._relative(clip.name), next(stream))])
+            yield _caption({**journal.lines[name], "path": clip.name})
+        yield from map(_caption, others)
+
+    def _pending(self, journal: CaptionJournal) -> list[int]:
+        """Numbers of the clips to caption: new ones, those that failed, and those whose file has changed."""
+        done = {name for name, line in journal.lines.items() if line["caption"] is not None}
+        clips = {self._id(clip): clip for clip in self.clips}
+
+        def is_outdated(line: dict[str, Any]) -> bool:
+            clip = clips.get(line["id"])
+            return line["caption"] is None or clip is not None and line["size"] != _file_size(clip.name)
+
+        journal.remove(is_outdated)
+        pending = [number for number, clip in enumerate(self.clips) if self._id(clip) not in journal.lines]
+        self._outdated = {self.clips[number].name for number in pending if self._id(self.clips[number]) in done}
+        strange = [
+            str(file)
+            for number in pending
+            if (clip := self.clips[number]).error is None and clip.name not in self._outdated
+            for file in self._files_beside(clip)
+            if file.exists()
+        ]
+        if strange and not self.destination.overwrite:
+            raise ValueError(
+                f"{first_names(strange)} would be replaced, and there is no record of how that was made: --overwrite"
+                " replaces such files; without --output, their clips are skipped."
+            )
+        return pending
+
+    def _others(self, journal: CaptionJournal) -> list[dict[str, Any]]:
+        """Lines of clips that were captioned into the same output before, are not named now, and still exist."""
+        named = set(map(self._id, self.clips))
+        folder = journal.folder.parent
+        others = [
+            line
+            for name, line in journal.lines.items()
+            if name not in named and (is_url(line["file"]) or (folder / line["file"]).exists())
+        ]
+        writer = make_writer(self.destination.output_format, self.destination.output)
+        if others and writer.is_of_one_video:
+            raise ValueError(
+                f"{self.destination.output} holds the captions of {others[0]['path']}: name another --output, or start"
+                " over with --overwrite."
+            )
+        return others
+
+    def _relative(self, name: str) -> str:
+        """The path of a clip from the folder of the output, so that both can be moved; a URL as it is."""
+        output = self.destination.output
+        if is_url(name) or output is None:
+            return name
+        try:
+            return os.path.relpath(name, output.parent)
+        except ValueError:  # another drive
+            return os.path.abspath(name)
+
+    def _id(self, clip: Clip) -> str:
+        """The relative path and, as in a media fragment URI, the range."""
+        times = ["" if each is None else f"{each:g}" for each in (clip.start, clip.end)]
+        return self._relative(clip.name) + ("" if times == ["", ""] else f"#t={','.join(times)}")
+
+    # --- What becomes of a caption ------------------------------------------------------------------------------------
+
+    def _judged(self, caption: Caption) -> Row:
+        minimum = self.destination.min_score
+        if caption.text is None:
+            return Row(caption)
+        if minimum is not None and caption.score is not None and caption.score < minimum:
+            return Row(caption, rejected=f"score {caption.score:.4g} is below {minimum:g}")
+        if self.destination.skip_duplicates:
+            first = self._first_with.setdefault(_key(caption.clip, caption.text), caption.clip)
+            return Row(caption, duplicate_of=None if first == caption.clip else first)
+        return Row(caption)
+
+    def _write_beside(self, row: Row, summary: Summary) -> None:
+        if not row.text:
+            return
+        name = row.caption.clip
+        may_replace = self.destination.overwrite or name in self._outdated
+        for kind in self.destination.write_beside:
+            try:
+                file = beside(name, kind)
+                if may_replace or not file.exists():
+                    write_text(file, beside_document(kind, [row]))
+            except (OSError, ValueError) as error:
+                self.report(f"{name}: {one_line(error)}")
+                summary.fail(name, "not_written")
+
+    def _files_beside(self, clip: Clip) -> list[Path]:
+        return [] if is_url(clip.name) else [beside(clip.name, kind) for kind in self.destination.write_beside]
+
+    def _is_skipped(self, clip: Clip) -> bool:
+        """Whether the files beside a clip are all that is wanted of it, and exist."""
+        files = self._files_beside(clip)
+        if self.destination.overwrite or self.destination.output is not None or clip.error is not None or not files:
+            return False
+        if not all(file.exists() for file in files):
+            return False
+        for text in filter(None, map(read_beside, files)):
+            self._first_with.setdefault(_key(clip.name, text), clip.name)
+        return True
+
+
+def _absolute(name: str) -> str:
+    return name if is_url(name) else os.path.abspath(name)
+
+
+def _key(clip: str, text: str) -> tuple[str, str]:
+    """Captions are duplicates if they have this in common: the folder of their clips, and the text."""
+    return os.path.dirname(_absolute(clip)), one_line_text(text)
+
+
+def _file_size(name: str) -> int | None:
+    """Bytes of a clip's file, which reveal another file of the same name; `None` if unknown."""
+    try:
+        return None if is_url(name) else os.stat(name).st_size
+    except OSError:
+        return None
+
+
+def _line(name: str, file: str, caption: Caption) -> dict[str, Any]:
+    """A caption as a line of the journal."""
+    return {
+        "id": name,
+        "file": file,
+        "path": caption.clip,
+        "start": caption.start,
+        "end": caption.end,
+        "caption": caption.text,
+        "score": rounded(caption.score),
+        "error": caption.error,
+        "error_kind": caption.error_kind,
+        "duration": caption.duration,
+        "alternatives": [[text, rounded(score)] for text, score in caption.alternatives],
+        "size": _file_size(caption.clip),
+    }
+
+
+def _caption(line: dict[str, Any]) -> Caption:
+    """The caption that `_line` was made of."""
+    return Caption(
+        clip=line["path"],
+        start=line["start"],
+        end=line["end"],
+        text=line["caption"],
+        score=line["score"],
+        error=line["error"],
+        alternatives=tuple(Alternative(*each) for each in line["alternatives"]),
+        duration=line["duration"],
+        error_kind=line["error_kind"],
+    )
+
+
+__all__ = ["Destination", "Labelling", "Summary"]
