@@ -1,6 +1,7 @@
 """Atomic writes, and locks that keep other processes away from a file."""
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -120,6 +121,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def no_such_folder(name: str) -> str:
+    """The message for a folder that does not exist, with folders beside it whose names are similar."""
+    path = Path(name).expanduser()
+    near: list[str] = []
+    with contextlib.suppress(OSError):
+        folders = {each.name: str(each) for each in path.parent.iterdir() if each.is_dir()}
+        near = [folders[each] for each in difflib.get_close_matches(path.name, folders, 1)]
+    return f"There is no such folder: {name}." + (f" Did you mean {near[0]}?" if near else "")
 
 
 def inner_path(name: str) -> str | None:
