@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from swinbert.processing import VIDEO_SUFFIXES
 from swinbert.training.data.folders import has_sidecars, metadata_files, read_metadata, read_sidecars
 from swinbert.training.data.rows import TAR_COLUMNS, clean_row, path_inside, split_of
-from swinbert.utils.files import no_such_folder
+from swinbert.utils.files import no_such_folder, refuse_missing_folder
 from swinbert.utils.text import one_line
 
 # As in WebDataset, the files of a sample share their name up to the first dot of its last part.
@@ -254,9 +254,7 @@ def _remote_or_parquet(dataset: str | Path) -> dict[str, list[str]] | None:
     """Split -> files of a local parquet dataset; empty for a dataset on the Hub; `None` for folders and tar shards."""
     path = Path(dataset).expanduser()
     if not path.exists():
-        name = str(dataset)
-        if name.count("/") > 1 or name.startswith((".", "~", "/")):
-            raise FileNotFoundError(f"{no_such_folder(name)} It is not a name on the Hub either (OWNER/NAME).")
+        refuse_missing_folder(str(dataset), needs_owner=True)
         return {}
     if metadata_files(path) or _files(path, ".tar") and path.suffix != ".parquet":
         return None
