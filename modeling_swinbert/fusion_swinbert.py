@@ -14,11 +14,17 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from .attention_swinbert import attend
 from .configuration_swinbert import SwinBertConfig
 from .cpu_swinbert import fast_linear
 from .sparse_attention_swinbert import AttentionPlan, planned_attention, score_range
+
+logger = logging.get_logger(__name__)
+
+# A collator may keep a selected token as it is (10% of them): fewer equal tokens than these can be chance.
+_MIN_UNMASKED_LABELS = 6
 
 
 class SwinBertProjector(nn.Module):
@@ -303,6 +309,23 @@ def caption_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: 
     return negative_entropy - (1 - label_smoothing) * label_log_probs - share_of_other * other_log_probs
 
 
+def warn_if_unmasked(input_ids: torch.Tensor, labels: torch.Tensor) -> None:
+    """
+    Warns, once in a process, if no predicted token is masked: input_ids and labels (B, L), -100 where nothing is
+    predicted. A masked language model then learns to copy its input, with a low loss, and cannot caption.
+    """
+    if input_ids.shape != labels.shape:
+        return
+    labels = labels.to(input_ids.device)
+    predicted = labels != -100
+    if predicted.sum() >= _MIN_UNMASKED_LABELS and bool((input_ids == labels)[predicted].all()):
+        logger.warning_once(
+            "The labels equal `input_ids` at every predicted position: nothing is masked, so that the model learns to"
+            ' copy its input and not to caption, although the loss falls. With objective="masked_lm", make batches'
+            ' with `swinbert.training.data.collators.CaptionCollator`, or train a model with objective="causal_lm".'
+        )
+
+
 class SwinBertLMHead(nn.Module):
     def __init__(self, config: SwinBertConfig):
         super().__init__()
@@ -322,4 +345,5 @@ __all__ = [
     "caption_losses",
     "context_padding_mask",
     "extend_causal_mask",
+    "warn_if_unmasked",
 ]

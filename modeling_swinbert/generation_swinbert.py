@@ -18,6 +18,11 @@ from transformers.generation import (
     LogitsProcessorList,
 )
 
+# Arguments of `generate`, each of which brings the clips.
+_CLIPS = ("pixel_values_videos", "video_key_values", "mm_encoder_outputs")
+# What a collator makes of the reference captions, and the numbers of their clips.
+_TEXT_OF_BATCH = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "index")
+
 
 class LastWordToEOSLogitsProcessor(ForcedEOSTokenLogitsProcessor):
     """
@@ -48,6 +53,9 @@ class SwinBertGenerationMixin(GenerationMixin):
             video_key_values (*optional*): what `encode_video` returned, instead of pixels.
             context_ids, context_attention_mask, context_token_type_ids (*optional*): see `encode_video`.
             cache (`Cache`, *optional*): of an earlier caption, which `input_ids` holds, to continue it.
+            labels (`torch.LongTensor`, *optional*): mark a batch for training, as `Seq2SeqTrainer` passes it with
+                `predict_with_generate`: its text is the reference, not a prompt, and is ignored if there is a clip. A
+                prompt for such a batch goes into `inputs`.
             Others: see [`GenerationMixin.generate`]; a token has the score that its `[MASK]` predicts.
 
         Returns:
@@ -55,6 +63,8 @@ class SwinBertGenerationMixin(GenerationMixin):
         """
         if inputs is not None and inputs.ndim == 5:
             kwargs["pixel_values_videos"], inputs = inputs, None
+        if kwargs.pop("labels", None) is not None and any(kwargs.get(name) is not None for name in _CLIPS):
+            kwargs = {name: value for name, value in kwargs.items() if name not in _TEXT_OF_BATCH}
         return super().generate(inputs, *args, **kwargs)
 
     def _maybe_initialize_input_ids_for_generation(self, inputs, bos_token_id, model_kwargs: dict[str, Any]):

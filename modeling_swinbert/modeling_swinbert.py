@@ -37,6 +37,7 @@ from .fusion_swinbert import (
     caption_losses,
     context_padding_mask,
     extend_causal_mask,
+    warn_if_unmasked,
 )
 from .generation_swinbert import SwinBertGenerationMixin
 from .loading_swinbert import SafetensorsModel
@@ -483,7 +484,6 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
         context_attention_mask: torch.Tensor | None = None,
         context_token_type_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         cache: Cache | None = None,
         use_cache: bool | None = None,
         predict_next: bool = False,
@@ -506,6 +506,8 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
                 step; the losses are then divided by it, for summing over micro-batches.
             Others: see [`SwinBertModel.forward`].
         """
+        # Not in the signature, where `Trainer` would take it for labels that every batch must have.
+        shift_labels = kwargs.pop("shift_labels", None)
         num_masks = 0
         if predict_next and self.config.objective == "masked_lm":
             length = (input_ids if input_ids is not None else inputs_embeds).shape[1]  # type: ignore[union-attr]
@@ -540,6 +542,8 @@ class SwinBertForVideoCaptioning(SwinBertPreTrainedModel, SwinBertGenerationMixi
             sparsity_loss = self.model.sparse_mask.sparsity_loss()
         if labels is not None:
             logits_of_labels = logits
+            if self.config.objective == "masked_lm" and self.training and input_ids is not None:
+                warn_if_unmasked(input_ids, labels)
             if self.config.objective == "causal_lm":
                 if shift_labels is not None:
                     labels = shift_labels

@@ -1,5 +1,6 @@
 """Datasets: all sources give the same columns, malformed ones are an error; streams; the cache of frames."""
 
+import csv
 import io
 import itertools
 import json
@@ -14,8 +15,10 @@ import pytest
 import tiny_run
 import torch
 from encoded_clips import encode, read_numbers
+from typer.testing import CliRunner
 
 from swinbert import bundled_model
+from swinbert.cli import app
 from swinbert.processing import SwinBertVideoProcessor, VideoDecodeError
 from swinbert.training import train
 from swinbert.training.data.clip_datasets import ClipDataset, ClipStream, captions_of, refuse_missing
@@ -68,6 +71,37 @@ def write_folder(folder: Path, videos: dict[str, bytes]) -> Path:
     return folder
 
 
+def write_table(folder: Path, videos: dict[str, bytes], kind: str) -> Path:
+    """A folder with `metadata.csv` or `metadata.parquet`; captions in the column `text`, lists where there are two."""
+    folder.mkdir()
+    rows = []
+    for clip in CLIPS:
+        (folder / f"{clip['name']}.mp4").write_bytes(videos[clip["name"]])
+        row = {name: clip.get(name) for name in ("split", "start", "end", "video_id")}
+        captions = [clip["captions"]] if isinstance(clip["captions"], str) else clip["captions"]
+        rows.append({"file_name": f"{clip['name']}.mp4", **row, "text": captions})
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), folder / "metadata.parquet")
+        return folder
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        # As pandas writes lists.
+        writer.writerows({**row, "text": str(row["text"]) if len(row["text"]) > 1 else row["text"][0]} for row in rows)
+    return folder
+
+
+def write_sidecars(folder: Path, videos: dict[str, bytes]) -> Path:
+    """Videos with a text beside each. These say neither `start` nor `end` nor several captions: clip `a` and `b` differ
+    from the other sources in that."""
+    for clip in CLIPS:
+        (folder / clip["split"]).mkdir(parents=True, exist_ok=True)
+        (folder / clip["split"] / f"{clip['name']}.mp4").write_bytes(videos[clip["name"]])
+        caption = clip["captions"] if isinstance(clip["captions"], str) else clip["captions"][0]
+        (folder / clip["split"] / f"{clip['name']}.txt").write_text(caption + "\n")
+    return folder
+
+
 def write_parquet(folder: Path, videos: dict[str, bytes], as_bytes: bool = True) -> Path:
     folder.mkdir()
     rows = []
@@ -110,6 +144,8 @@ def write_shards(folder: Path, videos: dict[str, bytes]) -> Path:
 
 SOURCES = {
     "folder": write_folder,
+    "metadata.csv": lambda folder, videos: write_table(folder, videos, "csv"),
+    "metadata.parquet": lambda folder, videos: write_table(folder, videos, "parquet"),
     "parquet": write_parquet,
     "parquet of paths": lambda folder, videos: write_parquet(folder, videos, as_bytes=False),
     "tar": write_shards,
@@ -227,6 +263,110 @@ def test_all_malformed_lines_are_reported(line, message, tmp_path):
         load_clips(tmp_path, "train")
 
 
+@pytest.mark.parametrize("name", ["text", "caption", "sentence", "captions"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_names_of_the_captions(kind, name, videos, tmp_path):
+    rows = [{"file_name": "a.mp4", name: 'a "red", blue\nball'}, {"file_name": "b.mp4", name: "a two"}]
+    (tmp_path / "a.mp4").write_bytes(videos["a"])
+    (tmp_path / "b.mp4").write_bytes(videos["b"])
+    if kind == "csv":
+        with (tmp_path / "metadata.csv").open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "metadata.parquet")
+    else:
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = load_clips(tmp_path, "train")
+    assert clips["captions"] == [['a "red", blue\nball'], ["a two"]]
+    assert [clip_source(clip) for clip in clips] == [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
+
+
+def test_captions_in_text_files_beside_videos(videos, processor, tmp_path):
+    dataset = write_sidecars(tmp_path / "dataset", videos)
+    (dataset / "train" / ".a.mp4").write_bytes(b"what a file manager leaves")
+    (dataset / "train" / "test drive.MP4").write_bytes(videos["c"])  # folders name splits, files do not
+    (dataset / "train" / "test drive.txt").write_text("\ufeffa car")
+    clips = load_clips(dataset, "train")
+    assert clips["captions"] == [["a one"], ["a two"], ["a car"]]
+    frames = [processor.load_frames(clip_source(clip))[0] for clip in clips]
+    assert [read_numbers(each)[0] for each in frames] == [100, 200, 300]
+    assert load_clips(dataset, "validation")["captions"] == [["a three"]]
+
+    (dataset / "train" / "a.txt").unlink()
+    with pytest.raises(ValueError, match="train/a.mp4 of .*expected a list of captions"):
+        load_clips(dataset, "train")
+    (dataset / "train" / "b.webm").write_bytes(videos["b"])
+    with pytest.raises(ValueError, match="b.mp4 and .*b.webm share b.txt"):
+        load_clips(dataset, "train")
+
+
+def test_a_folder_without_splits_is_for_training(videos, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(videos["a"])
+    (tmp_path / "a.txt").write_text("a one")
+    assert list(load_splits(tmp_path)) == ["train"]
+
+
+def test_metadata_in_folders_of_splits(videos, tmp_path):
+    for split, kind in (("train", "csv"), ("val", "parquet")):
+        write_table(tmp_path / split, videos, kind)
+    table = pq.read_table(tmp_path / "val" / "metadata.parquet").drop(["split"])
+    pq.write_table(table, tmp_path / "val" / "metadata.parquet")
+    splits = load_splits(tmp_path)
+    assert splits["train"]["file_name"] == ["train/a.mp4", "train/b.mp4"]
+    # Where rows do not say it, the folder does.
+    assert splits["validation"]["file_name"] == ["train/c.mp4", "val/a.mp4", "val/b.mp4", "val/c.mp4"]
+    assert clip_source(splits["validation"][1]) == str(tmp_path / "val" / "a.mp4")
+    assert load_clips(tmp_path / "val" / "metadata.parquet", "train").num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file_name;text\na.mp4;a one", "comma-separated header with `file_name`, found .*file_name;text"),
+        ("file_name,text\na.mp4,a one, two", "line 2: 2 fields expected, more found"),
+        ("file_name,text,start\na.mp4,a,soon", "line 2: expected `start` in seconds, found 'soon'"),
+        ("file_name,text,caption\na.mp4,a,b", "line 2: expected `captions`, found caption and text"),
+        ("file_name,text\n../a.mp4,a", "line 2: expected a file within"),
+        ('file_name,text\na.mp4,"a', "expected comma-separated values"),
+        ("file_name,text\n,a", "line 2: expected an object with `file_name`"),
+    ],
+)
+def test_malformed_csv_is_an_error(text, message, tmp_path):
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_clips(tmp_path, "train")
+
+
+def test_metadata_in_two_formats_is_an_error(videos, tmp_path):
+    write_table(tmp_path / "dataset", videos, "csv")
+    (tmp_path / "dataset" / "metadata.jsonl").write_text("")
+    with pytest.raises(ValueError, match="metadata.jsonl and metadata.csv"):
+        load_clips(tmp_path / "dataset", "train")
+
+
+@pytest.mark.parametrize("source", ["metadata.csv", "metadata.parquet", "text files"])
+def test_commands_read_what_trainers_write(source, videos, tmp_path):
+    write = {**SOURCES, "text files": write_sidecars}[source]
+    dataset = write(tmp_path / "dataset", videos)
+    report = CliRunner().invoke(app, ["doctor", str(dataset)])
+    assert "train: 2 clips, 2 decoded" in report.stdout, report.output
+    evaluation = ["evaluate", "--model", bundled_model(), "--dataset", str(dataset), "--split", "validation"]
+    options = ["--output", str(tmp_path / "evaluation"), "--metrics", "cider", "--num-workers", "0", "--device", "cpu"]
+    scores = CliRunner().invoke(app, [*evaluation, *options])
+    assert json.loads(scores.stdout.splitlines()[-1])["clips"] == 1, scores.output
+    train.main(tiny_run.arguments(dataset, tmp_path / "model", max_steps=1, eval_strategy="no", keep_frames=False))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_mistyped_folder_is_named_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()
+    with pytest.raises(FileNotFoundError, match="^There is no such folder: shaeps. Did you mean shapes.*Hub"):
+        load_clips("shaeps", "train")
+
+
 def test_malformed_shards_are_an_error(videos, tmp_path):
     (tmp_path / "text.tar").write_text("this is no tar" * 100)
     with pytest.raises(ValueError, match="text.tar: expected an uncompressed tar"):
@@ -242,7 +382,7 @@ def test_malformed_shards_are_an_error(videos, tmp_path):
 
 
 def test_folders_without_a_dataset_are_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no metadata.jsonl .*no .parquet or .tar"):
+    with pytest.raises(FileNotFoundError, match="no metadata.jsonl.*no .parquet.*or .tar.*no video with a .txt"):
         load_clips(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_clips(tmp_path / "nowhere", "train")

@@ -96,12 +96,23 @@ def test_a_resumed_run_of_scst_with_gradient_accumulation_has_the_same_weights(s
     assert whole.read_bytes() == parts.read_bytes()
 
 
-def test_a_finished_run_is_not_trained_further(shapes, uninterrupted, tmp_path):
-    arguments = tiny_run.arguments(shapes, tmp_path)
-    train.main(arguments)
+def test_a_finished_run_says_so_and_writes_nothing(shapes, uninterrupted, tmp_path, capsys):
+    arguments = tiny_run.arguments(shapes, tmp_path / "run")
     metrics = train.main(arguments)
-    assert metrics["train_loss"] == 0
-    assert (tmp_path / "model.safetensors").read_bytes() == uninterrupted
+    files = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(tmp_path.rglob("*"))}
+    capsys.readouterr()
+    assert train.main(arguments) == pytest.approx(metrics)
+    assert "it is finished" in capsys.readouterr().err
+    assert {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(tmp_path.rglob("*"))} == files
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == uninterrupted
+
+    with pytest.raises(RunError, match="learning_rate"):
+        train.main([*arguments, "--learning_rate", "1"])
+    assert train.main(arguments) == pytest.approx(metrics)  # the refused run has not changed anything
+    # A run that was killed before its end has no such record: the rest of it is done.
+    fail_after(3, [*arguments, "--start_anew", "true"])
+    assert train.main(arguments)["train_loss"] > 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == uninterrupted
 
 
 def test_a_named_checkpoint_and_start_anew(shapes, uninterrupted, tmp_path):

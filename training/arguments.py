@@ -3,10 +3,12 @@
 swinbert train recipe.yaml --learning_rate 1e-4 --config.hidden_size 256
 """
 
+import argparse
+import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -19,6 +21,8 @@ _NEW_MODEL_ARGUMENTS = ("backbone", "config", "mask", "objective", "text_encoder
 
 @dataclass
 class ModelArguments:
+    _argument_group_name = "Model"
+
     model: str | None = field(
         default=None, metadata={"help": "Model to fine-tune, folder or Hub id; by default a new SwinBERT."}
     )
@@ -75,7 +79,14 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset: str = field(metadata={"help": "Folder with metadata.jsonl, .parquet files or .tar shards; or Hub id."})
+    _argument_group_name = "Data"
+
+    dataset: str = field(
+        metadata={
+            "help": "Folder with metadata (jsonl, csv, parquet), with a .txt beside each video, with .parquet files or"
+            " .tar shards; or Hub id."
+        }
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default="validation", metadata={"help": "Split to evaluate on, or none."})
     streaming: bool = field(
@@ -124,6 +135,8 @@ class DataArguments:
 class SwinBertTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the learning rate schedule and weight decay of the original as defaults."""
 
+    _argument_group_name = "Training, further arguments: those of transformers' Trainer"
+
     output_dir: str | None = field(default="outputs", metadata={"help": "Folder for checkpoints and the model."})
     learning_rate: float = field(
         default=3e-4, metadata={"help": "Peak learning rate of all parameters but the backbone's."}
@@ -164,8 +177,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         The arguments of model, data and training, and the fields of the model's configuration that are set.
 
     Raises:
-        ValueError: an argument does not exist.
-        SystemExit: a value has the wrong type, or a required argument is missing; argparse prints which.
+        ValueError: an argument does not exist; the message names similar ones.
+        SystemExit: a value has the wrong type, or a required argument is missing; one line on stderr says which.
     """
     argv, recipe = list(argv), dict[str, Any]()
     if argv and argv[0].endswith((".yaml", ".yml")):
@@ -175,16 +188,69 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         recipe = {name: value for name, value in recipe.items() if name not in _NEW_MODEL_ARGUMENTS}
     argv, changes = _split_config(argv)
     config = recipe.pop("config", None) or {}
-    parser = HfArgumentParser((ModelArguments, DataArguments, SwinBertTrainingArguments))
-    unknown = sorted(set(recipe) - {action.dest for action in parser._actions})
-    if unknown:
-        raise ValueError(f"Unknown arguments in the recipe: {', '.join(unknown)}. `swinbert train --help` lists all.")
-    model, data, training = parser.parse_args_into_dataclasses([*_as_argv(recipe), *argv], look_for_args_file=False)
+    parser = _Parser()
+    names = {action.dest for action in parser._actions}
+    if unknown := sorted(set(recipe) - names):
+        raise ValueError(_unknown("the recipe", unknown, names))
+    model, data, training, rest = parser.parse_args_into_dataclasses(
+        [*_as_argv(recipe), *argv], return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        if not unknown:
+            raise ValueError(f"Unexpected {' '.join(rest)}: arguments are `--name value`, after the recipe (.yaml).")
+        raise ValueError(_unknown("the command", unknown, [f"--{name}" for name in names]))
     if model.config:
         config = json.loads(model.config)
     for path, value in changes:
         _set_field(config, path, value)
     return model, data, training, config
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each option once: not its second spelling with hyphens, and its value not after each spelling."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
+
+
+class _Parser(HfArgumentParser):
+    """All arguments, in groups. What is wrong with a value is one line on stderr, with exit code 2."""
+
+    def __init__(self):
+        super().__init__(
+            (ModelArguments, DataArguments, SwinBertTrainingArguments),
+            prog="swinbert train",
+            usage="swinbert train [RECIPE.yaml] [--name value ...]",
+            description="Train a captioning model. The command line takes precedence over the recipe."
+            " --config.NAME VALUE sets a field of the model's configuration, --config.vision_config.NAME VALUE a field"
+            " of its backbone's.",
+            formatter_class=_HelpFormatter,
+        )
+        library = self._action_groups[-1]
+        ours = self.add_argument_group("Training")
+        names = SwinBertTrainingArguments.__annotations__
+        ours._group_actions = [action for action in library._group_actions if action.dest in names]
+        library._group_actions = [action for action in library._group_actions if action.dest not in names]
+        self._action_groups[-2:] = [ours, library]
+        for action in self._actions:
+            if action.option_strings[0].startswith("--no_"):
+                action.help = argparse.SUPPRESS  # the same as `--name false`
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"swinbert: {message}. `swinbert train --help` lists all arguments.\n")
+
+
+def _unknown(where: str, unknown: Sequence[str], names: Iterable[str]) -> str:
+    known = list(names)
+    parts = []
+    for name in unknown:
+        head, dot, field_name = name.partition(".")  # of `--config.NAME`
+        near = difflib.get_close_matches(head, known, 1)
+        parts.append(f"{name} (did you mean {near[0]}{dot}{field_name}?)" if near else name)
+    return f"Unknown arguments in {where}: {', '.join(parts)}. `swinbert train --help` lists all."
 
 
 def _as_argv(recipe: dict[str, Any]) -> list[str]:

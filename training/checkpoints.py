@@ -26,13 +26,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from swinbert.utils.files import file_lock
+from swinbert.utils.files import file_lock, write_json
 
 if TYPE_CHECKING:
     from swinbert.training.arguments import SwinBertTrainingArguments
 
 # `Trainer` does not push files whose names begin with "_" to the Hub.
-STAGING_NAME, LOCK_NAME, RUN_NAME = "_saving", "_lock", "run.json"
+STAGING_NAME, LOCK_NAME, RUN_NAME, FINISHED_NAME = "_saving", "_lock", "run.json", "_finished.json"
 
 # Arguments that may change when a run is resumed: they affect logging, saving, evaluation and speed, not the weights.
 _MAY_CHANGE_ON_RESUME = re.compile(
@@ -149,6 +149,34 @@ def checkpoint_to_resume(args: "SwinBertTrainingArguments", run: dict[str, Any])
             + f"\nGive the values of the checkpoint, or {remedy}."
         )
     return checkpoint
+
+
+def finished_metrics(args: "SwinBertTrainingArguments", run: dict[str, Any]) -> dict[str, float] | None:
+    """
+    The metrics of a run that `output_dir` already has complete; `None` if it is another run, or has not finished, or if
+    the arguments ask for training again.
+
+    Args:
+        run: what `describe_run` returns.
+    """
+    if args.start_anew or args.resume_from_checkpoint:
+        return None
+    try:
+        finished = json.loads(Path(str(args.output_dir), FINISHED_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return finished["metrics"] if finished["run"] == run else None
+
+
+def mark_finished(args: TrainingArguments, run: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Records that the run in `output_dir` is complete, with its metrics."""
+    write_json(Path(str(args.output_dir), FINISHED_NAME), {"run": run, "metrics": metrics})
+
+
+def unmark_finished(args: TrainingArguments) -> None:
+    """Deletes the record of a finished run: another one begins to write to `output_dir`."""
+    if args.should_save:
+        Path(str(args.output_dir), FINISHED_NAME).unlink(missing_ok=True)
 
 
 def check_space(args: TrainingArguments, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 A report lists for all tensors where they come from, which are initialised from scratch, and which are not used.
 """
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -86,8 +87,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     fields["vision_config."] = set(VideoSwinConfig.__annotations__)
     for prefix, part in (("", config), ("vision_config.", config.get("vision_config") or {})):
         if unknown := sorted(set(part) - fields[prefix]):
+            near = difflib.get_close_matches(unknown[0], fields[prefix], 1)
+            hint = f" (did you mean {prefix}{near[0]}?)" if near else ""
             raise ValueError(
-                f"The model's configuration has no field {prefix}{unknown[0]}; there are"
+                f"The model's configuration has no field {prefix}{unknown[0]}{hint}; there are"
                 f" {', '.join(sorted(fields[prefix]))}."
             )
 

@@ -4,14 +4,16 @@ swinbert train RECIPE.yaml [--name value ...]        # or python -m swinbert.tra
 """
 
 import contextlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import set_seed
 
+from swinbert.processing import VideoDecodeError
 from swinbert.training.adapters import refuse_local_base
 from swinbert.training.arguments import DataArguments, ModelArguments, SwinBertTrainingArguments, parse_arguments
 from swinbert.training.checkpoints import (
@@ -20,9 +22,20 @@ from swinbert.training.checkpoints import (
     check_space,
     checkpoint_to_resume,
     describe_run,
+    finished_metrics,
     lock_output_folder,
+    mark_finished,
+    print_message,
+    unmark_finished,
 )
-from swinbert.training.data.clip_datasets import ClipDataset, ClipStream, captions_of, load_clips, refuse_missing
+from swinbert.training.data.clip_datasets import (
+    ClipDataset,
+    ClipStream,
+    UnreadableClipsError,
+    captions_of,
+    load_clips,
+    refuse_missing,
+)
 from swinbert.training.data.frame_cache import FrameCache
 from swinbert.training.families import model_family
 from swinbert.training.memory import keep_freed_memory
@@ -30,7 +43,12 @@ from swinbert.training.monitoring import CaptionMetrics, plot_history
 from swinbert.training.moving_shapes.scoring import CARD_METRICS, exact_content_scores
 from swinbert.training.process_group import check_process_group, destroy_process_group, unsharded_initialization
 from swinbert.training.scst import SelfCriticalTrainer
+from swinbert.training.tokenization import CAPTIONS_TOKENIZER
 from swinbert.training.trainer import VideoCaptioningTrainer
+from swinbert.utils.files import no_such_folder, refuse_missing_folder
+
+# Names of errors of `ClipDataset` and `ClipStream`.
+_UNREADABLE = (VideoDecodeError.__name__, UnreadableClipsError.__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -59,8 +77,8 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
         eval_clips = load_clips(data_args.dataset, data_args.eval_split)
         refuse_missing(eval_clips)
 
-    family = model_family(model_args.model)
-    with unsharded_initialization(training_args):
+    with _naming_missing_models(model_args), unsharded_initialization(training_args):
+        family = model_family(model_args.model)
         model, processor, report = family.load(model_args, config, captions_of(train_clips))
     if training_args.push_to_hub:
         refuse_local_base(model)
@@ -89,6 +107,29 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
         run=describe_run(training_args, model_args, data_args, config=config, captions=captions),
         **specific,
     )
+
+
+@contextlib.contextmanager
+def _naming_missing_models(args: ModelArguments) -> Iterator[None]:
+    """
+    Raises:
+        FileNotFoundError: an argument names neither a folder nor a model on the Hub; the message names the argument.
+    """
+    names = ("model", "backbone", "text_encoder", "mask", "tokenizer")
+    given = {name: value for name in names if (value := getattr(args, name)) not in (None, CAPTIONS_TOKENIZER)}
+    missing = {name: value for name, value in given.items() if not Path(value).expanduser().exists()}
+    for name, value in missing.items():
+        try:
+            refuse_missing_folder(value)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"--{name}: {error}") from None
+    try:
+        yield
+    except OSError as error:
+        if blamed := {name: value for name, value in missing.items() if value in str(error)} or missing:
+            folders = " ".join(f"--{name}: {no_such_folder(value)}" for name, value in blamed.items())
+            raise FileNotFoundError(f"{folders} On the Hub: {' '.join(str(error).split())}") from error
+        raise
 
 
 def _load_training_clips(
@@ -156,26 +197,56 @@ def _caption_metrics(
 
 def run(trainer: VideoCaptioningTrainer) -> dict[str, float]:
     """
-    Trains, evaluates and saves; draws the curves of the run beside the model.
+    Trains, evaluates and saves; draws the curves of the run beside the model. A finished run is left as it is.
 
     Returns:
         The metrics of training and of the last evaluation.
 
     Raises:
-        RunError: the output folder is in use or has checkpoints of another run, or a checkpoint cannot be saved.
+        RunError: the output folder is in use or has checkpoints of another run, a checkpoint cannot be saved, or a clip
+            cannot be read.
         SystemExit: a signal stopped training.
     """
     args = trainer.args
+    if (metrics := finished_metrics(args, trainer.run)) is not None:
+        if args.should_log:
+            print_message(
+                f"{args.output_dir} has this run, and it is finished: nothing was written. To use its model, name"
+                f" --model {args.output_dir}; to train again, --start_anew true or another --output_dir."
+            )
+        return metrics
     if args.device.type == "cpu":
         keep_freed_memory(not args.gradient_checkpointing)
     # One process locks the folder for all.
     with contextlib.nullcontext() if args.process_index else lock_output_folder(str(args.output_dir)):
         checkpoint = checkpoint_to_resume(args, trainer.run)
         check_space(args, trainer.model)
-        with StopOnSignal(args) as stop:
-            trainer.add_callback(stop)
-            result = trainer.train(resume_from_checkpoint=checkpoint)
-        return _finish(trainer, result.metrics)
+        unmark_finished(args)
+        with _naming_unreadable_clips():
+            with StopOnSignal(args) as stop:
+                trainer.add_callback(stop)
+                result = trainer.train(resume_from_checkpoint=checkpoint)
+            return _finish(trainer, result.metrics)
+
+
+@contextlib.contextmanager
+def _naming_unreadable_clips() -> Iterator[None]:
+    """
+    Raises:
+        RunError: a clip cannot be read, here or in a worker of the data loader; the message is one line.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        # A worker's error arrives as its traceback in text, which ends in the message of the error.
+        of_worker = re.search(rf"^Caught .* in DataLoader worker.*(?:{'|'.join(_UNREADABLE)}): (.*)", str(error), re.S)
+        if of_worker is None and type(error).__name__ not in _UNREADABLE:
+            raise
+        message = " ".join((of_worker[1] if of_worker else str(error)).split()).rstrip(".")
+        raise RunError(
+            f"{message}. To train without unreadable clips, give --skip_unreadable true (evaluation never skips any);"
+            " `swinbert doctor` lists them all."
+        ) from error
 
 
 def _finish(trainer: VideoCaptioningTrainer, metrics: dict[str, float]) -> dict[str, float]:
@@ -188,6 +259,8 @@ def _finish(trainer: VideoCaptioningTrainer, metrics: dict[str, float]) -> dict[
         path = Path(str(trainer.args.output_dir)) / "training.png"
         plot_history(trainer.state.log_history, path, extra_scores=trainer.extra_metrics)
     trainer.publish()
+    if trainer.is_world_process_zero():
+        mark_finished(trainer.args, trainer.run, metrics)
     return metrics
 
 

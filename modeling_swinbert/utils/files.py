@@ -1,6 +1,7 @@
 """Atomic writes, and locks that keep other processes away from a file."""
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -120,6 +121,39 @@ def new_folder(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def no_such_folder(name: str) -> str:
+    """The message for a folder that does not exist, with one beside it that has a similar name."""
+    near = _similar_folder(name)
+    return f"There is no such folder: {name}." + (f" Did you mean {near}?" if near else "")
+
+
+def refuse_missing_folder(name: str, needs_owner: bool = False) -> None:
+    """
+    Checks a name that means a folder or something on the Hub, before the Hub is asked.
+
+    Args:
+        needs_owner: names on the Hub are OWNER/NAME; otherwise they may also be NAME alone.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and `name` cannot be on the Hub, or is nearly that of a folder.
+    """
+    if Path(name).expanduser().exists():
+        return
+    if name.count("/") > 1 or name.startswith((".", "~", "/")) or "\\" in name or needs_owner and "/" not in name:
+        raise FileNotFoundError(f"{no_such_folder(name)} Nor is this a name on the Hub (OWNER/NAME).")
+    if "/" in name and _similar_folder(name):
+        raise FileNotFoundError(no_such_folder(name))
+
+
+def _similar_folder(name: str) -> str | None:
+    path = Path(name).expanduser()
+    try:
+        folders = {each.name: str(each) for each in path.parent.iterdir() if each.is_dir()}
+    except OSError:
+        return None
+    return next((folders[each] for each in difflib.get_close_matches(path.name, folders, 1, 0.8)), None)
 
 
 def inner_path(name: str) -> str | None:

@@ -18,6 +18,7 @@ from swinbert.utils.text import first_names
 __all__ = [
     "ClipDataset",
     "ClipStream",
+    "UnreadableClipsError",
     "captions_of",
     "load_clips",
     "refuse_missing",
@@ -25,6 +26,10 @@ __all__ = [
 
 # More unreadable clips in a row mean that a disk or a server is unavailable.
 MAX_SKIPPED_IN_A_ROW = 20
+
+
+class UnreadableClipsError(ValueError):
+    """Many clips in a row are unreadable, although unreadable clips are to be skipped."""
 
 
 def refuse_missing(clips: Any) -> None:
@@ -166,7 +171,7 @@ class ClipDataset(_ClipReader, torch.utils.data.Dataset):
             except VideoDecodeError as error:
                 self._skip(clip, error)
                 last = error
-        raise ValueError(f"{step + 1} clips in a row are unreadable: {last}") from last
+        raise UnreadableClipsError(f"{step + 1} clips in a row are unreadable: {last}") from last
 
     def _frames(self, clip: dict[str, Any], index: int) -> np.ndarray:
         if not self._keep_frames:
@@ -233,4 +238,4 @@ class ClipStream(_ClipReader, torch.utils.data.IterableDataset):
                 self._skip(clip, error)
                 num_skipped += 1
                 if num_skipped == MAX_SKIPPED_IN_A_ROW:
-                    raise ValueError(f"{num_skipped} clips in a row are unreadable: {error}") from error
+                    raise UnreadableClipsError(f"{num_skipped} clips in a row are unreadable: {error}") from error

@@ -1,13 +1,15 @@
 """Batches of clips and captions: tokenisation, masking and labels."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from swinbert.training.data.augmentation import random_crops
+from swinbert.training.data.rows import captions_in
+from swinbert.training.data.sources import clip_source
 
 
 def mask_caption(
@@ -49,7 +51,17 @@ def mask_caption(
 @dataclass
 class CaptionCollator:
     """
-    Makes a batch of V items of [`ClipDataset`], with `captions_per_clip` captions of each clip.
+    Makes a batch of V clips, with `captions_per_clip` captions of each clip.
+
+    It takes items of [`ClipDataset`], and rows of any other dataset:
+
+        video        a path, URL, `bytes`, a record `{"path", "bytes"}`, or whatever else the processor reads
+        caption      a text or a list of texts; the column may also be called captions, sentence, sentences or text
+        start, end   seconds, optional
+
+    A row's video is decoded here, so in the data loader's workers if it has some. With transformers' `Trainer`, set
+    `remove_unused_columns=False`: it would drop these columns. Augmentations of a row are drawn from Python's `random`,
+    which `Trainer` and the data loader seed; those of an item of `ClipDataset` depend on that item only.
 
     Args:
         processor (`SwinBertProcessor`): preprocesses frames and tokenises captions.
@@ -64,7 +76,11 @@ class CaptionCollator:
 
     Returns:
         `pixel_values_videos` (V, T, C, H, W); `input_ids`, `attention_mask`, `labels` (V * captions_per_clip, L), the
-        captions of a clip in consecutive rows; `index` (V,), the indices of the clips.
+        captions of a clip in consecutive rows; `index` (V,), the indices of the clips, for items of `ClipDataset`.
+
+    Raises:
+        VideoDecodeError: a video cannot be read.
+        ValueError: a row has no video or no captions.
     """
 
     processor: Any
@@ -77,6 +93,7 @@ class CaptionCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
+        examples = [each if "frames" in each else _read_row(each, self._frame_reader) for each in examples]
         captions, generators = [], []
         for example in examples:
             # Depends on the example only: the same in every batch, process and worker, and in a resumed run.
@@ -89,14 +106,21 @@ class CaptionCollator:
             arguments = tokenizer.mask_token_id, len(tokenizer), self.mask_prob, self.max_masked_tokens
             masked = [mask_caption(ids, *arguments, each) for ids, each in zip(unmasked, generators, strict=True)]
             rows, labels = zip(*masked, strict=True)
-        return {
+        batch = {
             # First, because `Trainer` takes the batch size from the first tensor.
             "pixel_values_videos": self._pixels(examples),
             "input_ids": _pad(rows, tokenizer.pad_token_id),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0),
             "labels": _pad(labels, -100),
-            "index": torch.tensor([example["index"] for example in examples]),
         }
+        if all("index" in example for example in examples):
+            batch["index"] = torch.tensor([example["index"] for example in examples])
+        return batch
+
+    @property
+    def _frame_reader(self) -> Any:
+        """The video processor that decodes and samples the clip of a row."""
+        return self.processor.video_processor
 
     def _pixels(self, examples: list[dict[str, Any]]) -> torch.Tensor:
         """(V, T, C, H, W)."""
@@ -107,6 +131,23 @@ class CaptionCollator:
             return video_processor(videos, **settings)["pixel_values_videos"]
         crops = random_crops(examples, video_processor)
         return video_processor(crops, do_resize=False, do_center_crop=False, **settings)["pixel_values_videos"]
+
+
+def _read_row(row: Mapping[str, Any], video_processor: Any) -> dict[str, Any]:
+    """A row of any dataset as an item of `ClipDataset`, with a random seed and without an index."""
+    if row.get("video") is None:
+        raise ValueError(
+            f"Expected rows with `video` and `caption`, found the columns {list(row)}. With transformers' Trainer, set"
+            " remove_unused_columns=False: it drops columns that are not arguments of the model."
+        )
+    captions = captions_in(row)[1]
+    if not captions:
+        raise ValueError(f"Expected a row with `caption`, a text or a list of texts, found the columns {list(row)}.")
+    untouched = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), False)
+    frames = video_processor(
+        clip_source(row), start=row.get("start"), end=row.get("end"), return_tensors="pt", **untouched
+    )["pixel_values_videos"][0]
+    return {"frames": frames.permute(0, 2, 3, 1).numpy(), "captions": captions, "seed": (random.getrandbits(32),)}
 
 
 def _sample_captions(captions: Sequence[str], count: int, generator: Any) -> list[str]:

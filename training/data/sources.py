@@ -28,16 +28,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from swinbert.processing import VIDEO_SUFFIXES
-from swinbert.training.splits import SPLIT_WORDS, splits_in_name
-from swinbert.utils.files import inner_path
-from swinbert.utils.text import first_names
+from swinbert.training.data.folders import has_sidecars, metadata_files, read_metadata, read_sidecars
+from swinbert.training.data.rows import TAR_COLUMNS, clean_row, path_inside, split_of
+from swinbert.utils.files import no_such_folder, refuse_missing_folder
+from swinbert.utils.text import one_line
 
-# Shards of a split, as `datasets` names them.
-_SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
-# Columns by which `clip_source` finds a video in a tar; a source must not set them itself.
-_TAR_COLUMNS = ("shard", "offset", "size")
-# Other names of the column `captions`; a clip without `captions` may have one of them.
-_CAPTION_NAMES = ("caption", "sentences", "sentence", "text")
 # As in WebDataset, the files of a sample share their name up to the first dot of its last part.
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
 
@@ -49,9 +44,10 @@ def load_clips(
     The clips of one split, in the columns of this module.
 
     Args:
-        dataset: a folder with `metadata.jsonl` (this package's format), `.parquet` files or `.tar` shards; such a file;
-            or the id of a dataset on the Hub.
-        split: a value of the column `split` if there is one, else from the names of the files.
+        dataset: a folder with `metadata.jsonl`, `.csv` or `.parquet`, with videos and a `.txt` beside each, with
+            `.parquet` files or with `.tar` shards; such a file; or the id of a dataset on the Hub.
+        split: a value of the column `split` if there is one, else from the names of the files (of folders only, if
+            captions are in files of their own).
         need_captions: if false, no clip of the split needs captions (a private test set, say); the result then has no
             column `captions`.
         streaming: return an `IterableDataset`, which is read from the Hub or from parquet on demand, without a local
@@ -84,14 +80,16 @@ def load_splits(dataset: str | Path, wanted: str | None = None) -> dict[str, dat
         wanted: the split that is needed; others are omitted if that saves work.
     """
     folder = Path(dataset).expanduser()
-    if folder.is_dir() and (folder / "metadata.jsonl").is_file():
-        splits = _group(_read_metadata(folder))
+    if metadata := metadata_files(folder):
+        splits = _group(row for file in metadata for row in read_metadata(folder, file))
     elif (files := _remote_or_parquet(dataset)) is not None:
         if wanted in files and not _has_split_column(files):
             files = {wanted: files[wanted]}  # `datasets` copies all files to its cache
         splits = _read_builder(dataset, files)
+    elif shards := _files(folder, ".tar"):
+        splits = _group(row for shard in shards for row in _read_tar(folder, shard))
     else:
-        splits = _group(row for shard in _files(folder, ".tar") for row in _read_tar(folder, shard))
+        splits = _group(read_sidecars(folder))
     if not splits:
         raise ValueError(f"{dataset} has no clips.")
     return splits
@@ -104,9 +102,12 @@ def no_split(dataset: str | Path, split: str, splits: dict[str, datasets.Dataset
 
 
 def clip_source(clip: dict[str, Any]) -> Any:
-    """The input of `decode_video` for a clip: its path, or `{"path", "bytes"}` if it is not a file of its own."""
+    """
+    The input of `decode_video` for a clip: its path, or `{"path", "bytes"}` if it is not a file of its own. A video
+    that is not such a record is returned as it is.
+    """
     video = clip["video"]
-    if video["bytes"] is not None:
+    if not isinstance(video, dict) or video.get("bytes") is not None:
         return video
     if clip.get("shard") is not None:
         with open(clip["shard"], "rb") as shard:
@@ -153,50 +154,7 @@ def _has_content(path: str) -> bool:
         return False
 
 
-# --- Rows, paths and splits -------------------------------------------------------------------------------------------
-
-
-def _clean(row: dict[str, Any]) -> dict[str, Any]:
-    """
-    A row with `captions` as a list, and `start` and `end` as floats.
-
-    Raises:
-        ValueError: a value has another type; callers put the name of the row before the message.
-    """
-    named = [name for name in _CAPTION_NAMES if row.get(name) is not None] if row.get("captions") is None else []
-    if len(named) > 1:
-        raise ValueError(f"expected `captions`, found {' and '.join(named)}: rename the right one to `captions`")
-    name = named[0] if named else "captions"
-    captions = row.get(name)
-    captions = [] if captions is None else [captions] if isinstance(captions, str) else captions
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"expected `{name}` to be a text or a list of captions, found {captions!r}")
-    row = {**row, "captions": captions}
-    if named:
-        del row[name]
-    for name in ("start", "end"):
-        value = row.get(name)
-        if value is not None:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"expected `{name}` in seconds, found {value!r}")
-            row[name] = float(value)
-    for name in ("video_id", "split"):
-        if row.get(name) is not None:
-            row[name] = str(row[name])
-    return row
-
-
-def _inside(folder: Path, name: Any) -> str:
-    """The path of a file within the dataset. Symbolic links may lead out of it: `swinbert prepare` makes such links."""
-    if not isinstance(name, str):
-        raise ValueError(f"expected `file_name` to be a path, found {name!r}")
-    path = Path(name)
-    if path.is_absolute() and path.is_relative_to(folder.absolute()):
-        path = path.relative_to(folder.absolute())
-    inner = inner_path(str(path))
-    if inner is None:
-        raise ValueError(f"expected a file within {folder}, found {name!r}, which leads out of it")
-    return str(folder / inner)
+# --- Captions and splits ---------------------------------------------------------------------------------------------
 
 
 def _check_captions(dataset: str | Path, split: str, clips: datasets.Dataset) -> None:
@@ -235,32 +193,6 @@ def _dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
 # --- Folders and tar shards -------------------------------------------------------------------------------------------
 
 
-def _read_metadata(folder: Path) -> Iterator[dict[str, Any]]:
-    metadata = folder / "metadata.jsonl"
-    errors = []
-    try:
-        lines = metadata.read_text(encoding="utf-8-sig").split(
-            "\n"
-        )  # `splitlines` also splits at other characters, which captions may contain
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{metadata}: expected UTF-8 text: {error}.") from error
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            if not isinstance(line, dict) or "file_name" not in line:
-                raise ValueError(f"expected an object with `file_name`, found {text!r}")
-            line = {name: value for name, value in line.items() if name not in _TAR_COLUMNS}
-            yield _clean({**line, "video": {"path": _inside(folder, line["file_name"]), "bytes": None}})
-        except json.JSONDecodeError:
-            errors.append(f"line {number}: expected an object with `file_name`, found {text!r}")
-        except ValueError as error:
-            errors.append(f"line {number}: {error}")
-    if errors:
-        raise ValueError(f"{metadata}, {first_names(errors)}.")
-
-
 def _read_tar(folder: Path, shard: Path) -> Iterator[dict[str, Any]]:
     """The samples of a shard. Videos stay in the shard: a row has their offset and size."""
     sample: dict[str, Any] = {}
@@ -292,10 +224,10 @@ def _sample_row(folder: Path, shard: Path, key: str | None, sample: dict[str, An
     if video is None:
         raise ValueError(f"{shard}, {key}: expected a video beside {sorted(sample)}, found none.")
     try:
-        row: dict[str, Any] = {"split": _split_of(shard.relative_to(folder) if shard != folder else Path(shard.name))}
+        row: dict[str, Any] = {"split": split_of(shard.relative_to(folder) if shard != folder else Path(shard.name))}
         row |= {"video": {"path": f"{shard}/{video.name}", "bytes": None}}
         row |= {"shard": str(shard), "offset": video.offset_data, "size": video.size}
-        yield _clean(_with_texts(row, sample.get("json"), sample.get("txt")))
+        yield clean_row(_with_texts(row, sample.get("json"), sample.get("txt")))
     except ValueError as error:
         raise ValueError(f"{shard}, {key}: {error}.") from error
 
@@ -305,7 +237,7 @@ def _with_texts(row: dict[str, Any], fields: Any, text: str | None) -> dict[str,
     fields = json.loads(fields) if isinstance(fields, (str, bytes)) else fields or {}
     if not isinstance(fields, dict):
         raise ValueError(f"expected the json to be an object, found {fields!r}")
-    row = {**row, **{name: value for name, value in fields.items() if name not in ("video", *_TAR_COLUMNS)}}
+    row = {**row, **{name: value for name, value in fields.items() if name not in ("video", *TAR_COLUMNS)}}
     if row.get("captions") is None:
         row["captions"] = text.strip() if text else None
     return row
@@ -315,16 +247,6 @@ def _files(path: Path, suffix: str) -> list[Path]:
     return [path] if path.is_file() else sorted(each for each in path.rglob(f"*{suffix}") if each.is_file())
 
 
-def _split_of(path: Path) -> str:
-    """The split in the name of a file or of a folder above it; by default `train`."""
-    for part in (path.stem, *path.parts[-2::-1]):
-        if match := _SHARD.fullmatch(part):
-            return SPLIT_WORDS.get(match["split"], match["split"])
-        if found := splits_in_name(part):
-            return found[0]
-    return "train"
-
-
 # --- Parquet and the Hub, by `datasets` -------------------------------------------------------------------------------
 
 
@@ -332,18 +254,19 @@ def _remote_or_parquet(dataset: str | Path) -> dict[str, list[str]] | None:
     """Split -> files of a local parquet dataset; empty for a dataset on the Hub; `None` for folders and tar shards."""
     path = Path(dataset).expanduser()
     if not path.exists():
-        name = str(dataset)
-        if name.count("/") > 1 or name.startswith((".", "~", "/")):
-            raise FileNotFoundError(f"There is no dataset {name}: no such folder or file, and not a name on the Hub.")
+        refuse_missing_folder(str(dataset), needs_owner=True)
         return {}
-    if path.is_dir() and (path / "metadata.jsonl").is_file() or _files(path, ".tar") and path.suffix != ".parquet":
+    if metadata_files(path) or _files(path, ".tar") and path.suffix != ".parquet":
         return None
     files: dict[str, list[str]] = defaultdict(list)
     for file in _files(path, ".parquet"):
-        files[_split_of(file.relative_to(path) if path.is_dir() else Path(file.name))].append(str(file))
+        files[split_of(file.relative_to(path) if path.is_dir() else Path(file.name))].append(str(file))
     if not files:
+        if path.is_dir() and has_sidecars(path):
+            return None
         raise FileNotFoundError(
-            f"{path} has no metadata.jsonl with `file_name` and `captions` of each clip, and no .parquet or .tar files."
+            f"{path} has no metadata.jsonl, .csv or .parquet with `file_name` and `captions` of each clip, no .parquet"
+            " or .tar files with clips, and no video with a .txt of the same name beside it."
         )
     return dict(files)
 
@@ -355,10 +278,13 @@ def _has_split_column(files: dict[str, list[str]]) -> bool:
 def _open(dataset: str | Path, files: dict[str, list[str]], streaming: bool) -> tuple[Any, Callable[[Any], str]]:
     """Split -> dataset of `datasets`, and a function that checks and resolves paths of videos in it."""
     if not files:
-        return datasets.load_dataset(str(dataset), streaming=streaming), _in_cache
+        try:
+            return datasets.load_dataset(str(dataset), streaming=streaming), _in_cache
+        except OSError as error:
+            raise FileNotFoundError(f"{no_such_folder(str(dataset))} On the Hub: {one_line(error)}") from error
     folder = Path(dataset).expanduser()
     parts = datasets.load_dataset("parquet", data_files=files, streaming=streaming)
-    return parts, partial(_inside, folder if folder.is_dir() else folder.parent)
+    return parts, partial(path_inside, folder if folder.is_dir() else folder.parent)
 
 
 def _in_cache(path: Any) -> str:
@@ -404,7 +330,7 @@ def _normalised(dataset: str | Path, clips: datasets.Dataset, path_of: Callable[
     rows = []
     for number, row in enumerate(clips.remove_columns([column]).to_list() if len(clips.column_names) > 1 else []):
         try:
-            rows.append(_clean(_flat(row)))
+            rows.append(clean_row(_flat(row)))
         except ValueError as error:
             raise ValueError(f"{dataset}, row {number}: {error}.") from error
     if pc.struct_field(videos.data.column("video"), "bytes").null_count:
@@ -415,7 +341,7 @@ def _normalised(dataset: str | Path, clips: datasets.Dataset, path_of: Callable[
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row with the contents of its `json` and `txt`, if it is a sample of a tar."""
-    rest = {name: value for name, value in row.items() if name not in ("json", "txt", *_TAR_COLUMNS)}
+    rest = {name: value for name, value in row.items() if name not in ("json", "txt", *TAR_COLUMNS)}
     return _with_texts(rest, row.get("json"), row.get("txt"))
 
 
@@ -459,7 +385,7 @@ def _stream(
 def _streamed(dataset: str, path_of: Callable[[Any], str], row: dict[str, Any]) -> dict[str, Any]:
     try:
         # `map` would keep the former values of columns that are missing.
-        return {**dict.fromkeys(row), **_clean(_flat(_with_path(dataset, path_of, row)))}
+        return {**dict.fromkeys(row), **clean_row(_flat(_with_path(dataset, path_of, row)))}
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}.") from error
 

@@ -128,13 +128,13 @@ class GitCollator(CaptionCollator):
     [`CaptionCollator`] for GIT: every token is predicted from the tokens before it.
 
     Args:
-        reader (`SwinBertVideoProcessor`): resizes clips to be cropped at random.
+        reader (`SwinBertVideoProcessor`): decodes the clips of rows, and resizes clips to be cropped at random.
         single_images (`bool`): the model takes an image instead of a clip.
 
     Returns:
         `pixel_values` (V, T, C, H, W), of single images (V, C, H, W); `input_ids`, `attention_mask`, `labels`
         (captions_per_clip * V, L): the first caption of every clip, then the second of every clip, because the model
-        repeats the clips of a batch as a whole; `index` (V,).
+        repeats the clips of a batch as a whole; `index` (V,), for items of `ClipDataset`.
     """
 
     objective: str = "causal_lm"
@@ -144,11 +144,16 @@ class GitCollator(CaptionCollator):
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = super().__call__(examples)
-        pixels, index = batch.pop("pixel_values_videos"), batch.pop("index")
+        pixels = batch.pop("pixel_values_videos")
+        index = {name: batch.pop(name) for name in ("index",) if name in batch}
         order = torch.arange(len(batch["labels"])).reshape(len(examples), -1).T.flatten()
         captions = {name: rows[order] for name, rows in batch.items()}
         captions["labels"][:, 0] = -100  # the start token is an input, not a prediction
-        return {"pixel_values": pixels, **captions, "index": index}
+        return {"pixel_values": pixels, **captions, **index}
+
+    @property
+    def _frame_reader(self) -> Any:
+        return self.reader
 
     def _pixels(self, examples: list[dict[str, Any]]) -> torch.Tensor:
         if self.random_crop:
