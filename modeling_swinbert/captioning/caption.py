@@ -193,7 +193,9 @@ class CaptionStream:
 
     def _generate(self, batch: list[_ReadClip]) -> list[list[dict[str, Any]]]:
         """For each clip of a batch what the pipeline returns for it."""
-        outputs = self.captioner.forward(collate_clips([read.inputs for read in batch]), **self.generation)
+        outputs = self.captioner.forward(
+            collate_clips(self.captioner.family, [read.inputs for read in batch]), **self.generation
+        )
         rows = ({name: [values[row]] for name, values in outputs.items()} for row in range(len(batch)))
         return [self.captioner.postprocess(row) for row in rows]
 
