@@ -1,9 +1,10 @@
 """From a clip, as a user names it, to a batch of model inputs: what one clip is, reading it, reading ahead, batching.
 
-A *family* says how a kind of model wants its frames. This file holds SwinBERT's, which every saved model needs; the
-installed package adds others to `FAMILIES` (`swinbert.captioning.families`).
+A *family* says how a kind of model wants its frames and how its captions are read from what it generates. This file
+holds SwinBERT's, which every saved model needs; the installed package adds others to `FAMILIES` and
+`FAMILIES_BY_PROCESSOR` (`swinbert.captioning.families`).
 
-Shapes: B clips, T frames, C channels, H and W pixels.
+Shapes: B clips, T frames, C channels, H and W pixels, L tokens.
 """
 
 import collections.abc
@@ -32,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 class CaptionerFamily(ABC):
     """
-    How one kind of model wants the frames of a clip.
+    How one kind of model wants the frames of a clip, and how its captions are read from what it generates.
 
     Args:
         config: of the model.
@@ -42,6 +43,8 @@ class CaptionerFamily(ABC):
         model_type: `config.model_type` of the models of this family.
         ships_code: whether a saved model of this family needs the modules of this package beside it.
         num_frames, frame_sampling, video_backend: how a clip is sampled and decoded by default.
+        prompt: the text before the caption, by default.
+        generation: arguments of `generate()` that come before those of the model's own `generation_config`.
     """
 
     model_type: ClassVar[str]
@@ -49,6 +52,8 @@ class CaptionerFamily(ABC):
     num_frames: int
     frame_sampling: str
     video_backend: str
+    prompt: str | None = None
+    generation: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def __init__(self, config: Any, processor: Any): ...
@@ -57,22 +62,76 @@ class CaptionerFamily(ABC):
     def check_num_frames(self, num_frames: int) -> None:
         """Raises `ValueError` for a number of frames that the model cannot take."""
 
+    def check_fps(self) -> None:  # noqa: B027 - by default, any number will do
+        """Raises `ValueError` if the model cannot take a number of frames that depends on the length of the clip."""
+
     @abstractmethod
-    def read(self, video: Any, **sampling: Any) -> dict[str, Any]:
+    def read(self, video: Any, prompt: str | None = None, **sampling: Any) -> dict[str, Any]:
         """
         The inputs of `generate()` for one clip, with a batch axis of 1, and, where it is known, `video_metadata`: a
         list of the clip's `VideoMetadata`.
 
         Args:
-            sampling: any of `num_frames`, `start` and `end` (seconds).
+            prompt: text before the caption.
+            sampling: any of `num_frames`, `fps`, `start` and `end` (seconds).
 
         Raises:
             VideoDecodeError: the clip cannot be used.
         """
 
+    def collate(self, clips: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """
+        Batches the inputs of several clips.
+
+        Raises:
+            ValueError: they differ in shape.
+        """
+        return concatenate(clips)
+
+    def generation_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `generate()`, from those that count the tokens of a caption alone."""
+        return arguments
+
+    def captions(self, sequences: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The tokens of captions (R, L) in what `generate()` returned for `inputs`."""
+        return sequences
+
+    def settings(self, prompt: str | None) -> dict[str, Any]:
+        """What decides a caption beside the model, the frames and the search, for the record."""
+        prompt = self.prompt if prompt is None else prompt
+        return {} if prompt is None else {"prompt": prompt}
+
+
+def concatenate(clips: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """
+    Concatenates each input of the clips along the first axis.
+
+    Raises:
+        ValueError: they differ in their other axes.
+    """
+    batch = {}
+    for name in clips[0]:
+        shapes = sorted({tuple(clip[name].shape[1:]) for clip in clips})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"The clips of a batch must have equal shapes, got {name} of {' and '.join(map(str, shapes))}: give"
+                " all the same `num_frames`, or use batch_size=1."
+            )
+        batch[name] = torch.cat([clip[name] for clip in clips])
+    return batch
+
+
+def beginning_of_caption(tokenizer: Any, prompt: str) -> torch.Tensor:
+    """`[CLS]` and the tokens of the beginning of a caption, (1, L), for models with BERT's tokenizer."""
+    words = tokenizer(prompt, add_special_tokens=False).input_ids
+    return torch.tensor([[tokenizer.cls_token_id, *words]])
+
 
 # model_type -> family.
 FAMILIES: dict[str, type[CaptionerFamily]] = {}
+# A description of processors -> whether a processor is one, and the family of the models that have such a processor.
+# They serve the types of models that are not in `FAMILIES`.
+FAMILIES_BY_PROCESSOR: dict[str, tuple[Callable[[Any], bool], type[CaptionerFamily]]] = {}
 
 
 def family_of(config: Any, processor: Any) -> CaptionerFamily:
@@ -82,11 +141,16 @@ def family_of(config: Any, processor: Any) -> CaptionerFamily:
     Raises:
         ValueError: no family serves this type of model, or the processor is not the one that the family needs.
     """
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"Captioning serves models of type {', '.join(sorted(FAMILIES))}; got a {config.model_type!r} model."
-        )
-    return FAMILIES[config.model_type](config, processor)
+    if config.model_type in FAMILIES:
+        return FAMILIES[config.model_type](config, processor)
+    for is_served, family in FAMILIES_BY_PROCESSOR.values():
+        if is_served(processor):
+            return family(config, processor)
+    served = [f"of type {', '.join(sorted(FAMILIES))}", *(f"with {each}" for each in FAMILIES_BY_PROCESSOR)]
+    raise ValueError(
+        f"Captioning serves models {' and models '.join(served)}; got a {config.model_type!r} model with a"
+        f" {type(processor).__name__}."
+    )
 
 
 class SwinBertFamily(CaptionerFamily):
@@ -101,6 +165,7 @@ class SwinBertFamily(CaptionerFamily):
                 f"A SwinBERT model needs a processor with a video processor; got a {type(processor).__name__}."
             )
         self._config = config
+        self._tokenizer = processor.tokenizer
         self._video_processor = processor.video_processor
         self.num_frames = self._video_processor.num_frames
         self.frame_sampling = self._video_processor.frame_sampling
@@ -113,9 +178,17 @@ class SwinBertFamily(CaptionerFamily):
                 f" num_frames={num_frames}: leave `num_frames` out."
             )
 
-    def read(self, video: Any, **sampling: Any) -> dict[str, Any]:
-        """`pixel_values_videos` (1, T, C, H, W), and `video_metadata`."""
-        return dict(self._video_processor(video, return_tensors="pt", return_metadata=True, **sampling))
+    def check_fps(self) -> None:
+        if self._config.sparse_mask != "none":
+            raise ValueError(
+                f"This model's sparse mask was learned on {self._config.num_frames} frames, whatever the length of the"
+                " clip: leave `fps` out."
+            )
+
+    def read(self, video: Any, prompt: str | None = None, **sampling: Any) -> dict[str, Any]:
+        """`pixel_values_videos` (1, T, C, H, W), with a prompt `input_ids` (1, L), and `video_metadata`."""
+        inputs = dict(self._video_processor(video, return_tensors="pt", return_metadata=True, **sampling))
+        return inputs if prompt is None else {**inputs, "input_ids": beginning_of_caption(self._tokenizer, prompt)}
 
 
 FAMILIES[SwinBertFamily.model_type] = SwinBertFamily
@@ -263,7 +336,7 @@ def read_clip(family: CaptionerFamily, clip: Any, on_error: str = "raise", **def
 
     Args:
         on_error: `"raise"`; `"return"` for an unreadable clip's reason in its place.
-        defaults: `start`, `end`, `num_frames` for clips that do not bring their own.
+        defaults: `start`, `end`, `num_frames`, `fps` for clips that do not bring their own, and `prompt`.
 
     Returns:
         The model's inputs, `error` `[None]` and `duration`, a list of the seconds of the whole video, or of `None`; for
@@ -271,6 +344,8 @@ def read_clip(family: CaptionerFamily, clip: Any, on_error: str = "raise", **def
     """
     try:
         video, options = unpack_clip(clip)
+        if "num_frames" in options:
+            defaults.pop("fps", None)
         wanted = {name: value for name, value in {**defaults, **options}.items() if value is not None}
         if "num_frames" in wanted:
             family.check_num_frames(wanted["num_frames"])
@@ -285,26 +360,18 @@ def read_clip(family: CaptionerFamily, clip: Any, on_error: str = "raise", **def
         return {"error": [str(error)]}
 
 
-def collate_clips(clips: list[dict[str, Any]]) -> dict[str, Any]:
+def collate_clips(family: CaptionerFamily, clips: list[dict[str, Any]]) -> dict[str, Any]:
     """
     Batches what `read_clip` returned: inputs of the readable clips (B, ...), and `error` of all, in their order. Leaves
     out `duration`.
 
     Raises:
-        ValueError: the readable clips differ in shape.
+        ValueError: the readable clips differ in shape, and the family cannot batch them.
     """
-    batch: dict[str, Any] = {"error": [error for clip in clips for error in clip["error"]]}
-    readable = [clip for clip in clips if len(clip) > 1]
-    for name in readable[0] if readable else ():
-        if name not in ("error", "duration"):
-            shapes = sorted({tuple(clip[name].shape[1:]) for clip in readable})
-            if len(shapes) > 1:
-                raise ValueError(
-                    f"The clips of a batch must have equal shapes, got {name} of {' and '.join(map(str, shapes))}: give"
-                    " all the same `num_frames`, or use batch_size=1."
-                )
-            batch[name] = torch.cat([clip[name] for clip in readable])
-    return batch
+    errors = [error for clip in clips for error in clip["error"]]
+    records = ("error", "duration")
+    readable = [{name: clip[name] for name in clip if name not in records} for clip in clips if len(clip) > 1]
+    return {"error": errors, **(family.collate(readable) if readable else {})}
 
 
 def available_cores() -> list[int]:
@@ -430,4 +497,4 @@ def _read_all(
         results.put(None)
 
 
-__all__ = ["FAMILIES", "CaptionerFamily", "ReadAhead", "SwinBertFamily", "family_of"]
+__all__ = ["FAMILIES", "FAMILIES_BY_PROCESSOR", "CaptionerFamily", "ReadAhead", "SwinBertFamily", "family_of"]

@@ -26,14 +26,16 @@ from .video_sources_swinbert import VideoDecodeError  # noqa: F401
 from .video_timeline_swinbert import VideoTimeline  # noqa: F401
 
 TASK = "video-captioning"
+# What captions clips if no model is named: of the Hub, for clips of all kinds.
+DEFAULT_MODEL = "microsoft/git-base-vatex"
 
 
 class VideoCaptioningPipeline(Pipeline):
     """
-    Captions video clips with a SwinBERT model; where this package is installed, with GIT too.
+    Captions video clips with a SwinBERT model; where this package is installed, with GIT and chat models too.
 
     ```python
-    pipe = pipeline("video-captioning", model="microsoft/git-base-vatex")
+    pipe = pipeline("video-captioning")                  # microsoft/git-base-vatex of the Hub
     pipe("clip.mp4")                                     # [{"generated_text": "...", "score": -0.7}]
     pipe({"video": "film.mkv", "start": 61.0, "end": 68.5}, num_beams=4)
     pipe(["a.mp4", "b.mp4"], batch_size=2)               # one such list for each clip
@@ -59,10 +61,13 @@ class VideoCaptioningPipeline(Pipeline):
         start, end (`float`, *optional*): range to caption, in seconds, for clips without a range of their own.
         num_frames (`int`, *optional*): frames to sample uniformly; by default the model's number. GIT has an embedding
             for each frame that it was trained with (`config.num_image_with_embedding`, six) and cannot take more.
+        fps (`float`, *optional*): frames to sample per second instead; not for models of a fixed number of frames.
+        prompt (`str`, *optional*): the question to a chat model; for SwinBERT and GIT, the beginning of the caption.
         on_error (`"raise"` or `"return"`, *optional*): see above.
         batch_size, num_workers: as in every pipeline; `num_workers` is the number of processes that read clips, instead
             of threads.
-        All others are arguments of `generate()`: `num_beams`, `num_return_sequences`, `max_length`, `do_sample`...
+        All others are arguments of `generate()`: `num_beams`, `num_return_sequences`, `max_length`, `do_sample`... Chat
+            models search greedily by default, and `max_length` does not count their prompt.
 
     Returns:
         For each clip a list of `num_return_sequences` dictionaries with `generated_text` and `score`. Without beams the
@@ -90,17 +95,27 @@ class VideoCaptioningPipeline(Pipeline):
                 f"The {TASK} pipeline needs the model's processor: pass `processor=AutoProcessor.from_pretrained(...)`."
             )
         self.family = family_of(self.model.config, self.processor)
-        self._check_num_frames(self._preprocess_params)
+        self._generate_kwargs = {**self.family.generation, **self.family.generation_arguments(self._generate_kwargs)}
+        self._check_sampling(self._preprocess_params)
 
-    def _sanitize_parameters(self, start=None, end=None, num_frames=None, on_error=None, **generate_kwargs):
+    def _sanitize_parameters(
+        self, start=None, end=None, num_frames=None, fps=None, prompt=None, on_error=None, **generate_kwargs
+    ):
         if on_error not in (None, "raise", "return"):
             raise ValueError(f'`on_error` must be "raise" or "return", got {on_error!r}.')
-        reading = {"start": start, "end": end, "num_frames": num_frames, "on_error": on_error}
+        reading = {
+            "start": start,
+            "end": end,
+            "num_frames": num_frames,
+            "fps": fps,
+            "prompt": prompt,
+            "on_error": on_error,
+        }
         return {name: value for name, value in reading.items() if value is not None}, generate_kwargs, {}
 
     def __call__(self, inputs, **kwargs):
         """Captions one clip, or many: see the class for what counts as one and for what is returned."""
-        self._check_num_frames(kwargs)
+        self._check_sampling({**self._preprocess_params, **kwargs})
         if is_clip(inputs):
             # `Pipeline` would take a list of frames for a list of inputs.
             return super().__call__({"video": inputs} if isinstance(inputs, (list, tuple)) else inputs, **kwargs)
@@ -110,13 +125,25 @@ class VideoCaptioningPipeline(Pipeline):
             kwargs.setdefault("on_error", "return")
         return super().__call__(as_clips(inputs), **kwargs)
 
-    def _check_num_frames(self, parameters: dict[str, Any]) -> None:
-        """Refuses a number of frames that no clip can have, before the first is read."""
-        if parameters.get("num_frames") is not None:
-            self.family.check_num_frames(parameters["num_frames"])
+    def _check_sampling(self, parameters: dict[str, Any]) -> None:
+        """Refuses numbers of frames that no clip can have, before the first is read."""
+        num_frames, fps = parameters.get("num_frames"), parameters.get("fps")
+        if num_frames is not None and fps is not None:
+            raise ValueError(f"`num_frames` and `fps` exclude each other, got {num_frames} and {fps}.")
+        if num_frames is not None:
+            self.family.check_num_frames(num_frames)
+        if fps is not None:
+            if not fps > 0:
+                raise ValueError(f"`fps` must be positive, got {fps}.")
+            self.family.check_fps()
+
+    def _prepare_generate_kwargs(self, generate_kwargs: dict, **overrides) -> dict:
+        return super()._prepare_generate_kwargs(self.family.generation_arguments(generate_kwargs), **overrides)
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
-        outputs = self.forward(collate_clips([self.preprocess(inputs, **preprocess_params)]), **forward_params)
+        outputs = self.forward(
+            collate_clips(self.family, [self.preprocess(inputs, **preprocess_params)]), **forward_params
+        )
         return self.postprocess(outputs, **postprocess_params)
 
     def get_iterator(
@@ -129,20 +156,21 @@ class VideoCaptioningPipeline(Pipeline):
             clips = ReadAhead(inputs, read, batch_size, takes_turns=self.device.type == "cpu")
         else:
             clips = (PipelineDataset if sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
+        collate = functools.partial(collate_clips, self.family)
         # A generator can be read by one process only.
         num_workers = num_workers if sized else min(num_workers, 1)
-        batches = DataLoader(clips, num_workers=num_workers, batch_size=batch_size, collate_fn=collate_clips)
+        batches = DataLoader(clips, num_workers=num_workers, batch_size=batch_size, collate_fn=collate)
         outputs = PipelineIterator(batches, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Those of `start`, `end` and `num_frames` that the constructor was given: for clips without their own."""
+        """Those of `start`, `end`, `num_frames`, `fps` and `prompt` that the constructor was given."""
         return {name: value for name, value in self._preprocess_params.items() if name != "on_error"}
 
-    def preprocess(self, clip, start=None, end=None, num_frames=None, on_error="raise") -> dict[str, Any]:
+    def preprocess(self, clip, on_error="raise", **sampling) -> dict[str, Any]:
         """See `read_clip`."""
-        return read_clip(self.family, clip, on_error, start=start, end=end, num_frames=num_frames)
+        return read_clip(self.family, clip, on_error, **sampling)
 
     def _forward(self, model_inputs, **generate_kwargs) -> dict[str, list]:
         """Lists over clips: `sequences` (R, L) and `scores` (R,) of those that were read, `error` of the others."""
@@ -154,12 +182,16 @@ class VideoCaptioningPipeline(Pipeline):
             kwargs = self._prepare_generate_kwargs(
                 generate_kwargs, return_dict_in_generate=True, output_scores=True, output_logits=True
             )
-            pixels = {name: value.to(self.model.dtype) for name, value in model_inputs.items()}
-            generated = self.model.generate(**pixels, **kwargs)
+            inputs = {
+                name: value.to(self.model.dtype) if name.startswith("pixel_values") else value
+                for name, value in model_inputs.items()
+            }
+            generated = self.model.generate(**inputs, **kwargs)
             generated_scores = _scores(generated, self._eos_token_ids(kwargs))
-            per_clip = len(generated.sequences) // len(readable)
+            captions = self.family.captions(generated.sequences, inputs)
+            per_clip = len(captions) // len(readable)
             for clip, rows, row_scores in zip(
-                readable, generated.sequences.split(per_clip), generated_scores.split(per_clip), strict=True
+                readable, captions.split(per_clip), generated_scores.split(per_clip), strict=True
             ):
                 sequences[clip], scores[clip] = rows, row_scores
         return {"error": errors, "sequences": sequences, "scores": scores}
@@ -172,7 +204,7 @@ class VideoCaptioningPipeline(Pipeline):
             return [{"generated_text": None, "score": None, "error": error}]
         texts = self.processor.batch_decode(model_outputs["sequences"][0], skip_special_tokens=True)
         return [
-            {"generated_text": text.strip(), "score": score}
+            {"generated_text": " ".join(text.split()), "score": score}
             for text, score in zip(texts, model_outputs["scores"][0].tolist(), strict=True)
         ]
 
@@ -221,9 +253,15 @@ VideoCaptioningPipeline._registered_impl = {
 def register_pipeline() -> None:
     """Makes `pipeline("video-captioning", model=...)` known to transformers."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        saved = VideoCaptioningPipeline._registered_impl
         PIPELINE_REGISTRY.register_pipeline(
-            TASK, pipeline_class=VideoCaptioningPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+            TASK,
+            pipeline_class=VideoCaptioningPipeline,
+            pt_model=AutoModelForImageTextToText,
+            default={"model": (DEFAULT_MODEL, "main")},
+            type="multimodal",
         )
+        VideoCaptioningPipeline._registered_impl = saved  # a saved model has no default model
 
 
 __all__ = ["VideoCaptioningPipeline"]

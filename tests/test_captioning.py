@@ -11,7 +11,7 @@ from transformers import pipeline
 
 from swinbert.captioning import Alternative, Caption, Clip, LoadingError, captions, find_clips, load_captioner
 from swinbert.processing import VideoCaptioningPipeline, VideoDecodeError
-from swinbert.processing.clip_reading_swinbert import FAMILIES, available_cores, family_of
+from swinbert.processing.clip_reading_swinbert import FAMILIES, available_cores, concatenate, family_of
 
 
 class Captioner:
@@ -19,6 +19,7 @@ class Captioner:
 
     device = torch.device("cpu")
     sampling = {"num_frames": 3}
+    collate = staticmethod(concatenate)
 
     def __init__(self):
         self.family = self
@@ -222,7 +223,7 @@ def test_a_family_serves_each_type_of_model(git):
     class Other:
         model_type = "bert"
 
-    with pytest.raises(ValueError, match="git.*swinbert.*'bert'"):
+    with pytest.raises(ValueError, match="git.*swinbert.*chat template.*'bert'.*NoneType"):
         family_of(Other, None)
 
 

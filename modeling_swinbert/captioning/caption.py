@@ -262,7 +262,8 @@ class CaptionStream:
             yield
 
     def _forward(self, batch: list[_ReadClip]) -> list[list[dict[str, Any]]]:
-        outputs = self.captioner.forward(collate_clips([read.inputs for read in batch]), **self.generation)
+        inputs = collate_clips(self.captioner.family, [read.inputs for read in batch])
+        outputs = self.captioner.forward(inputs, **self.generation)
         rows = ({name: [values[row]] for name, values in outputs.items()} for row in range(len(batch)))
         return [self.captioner.postprocess(row) for row in rows]
 

@@ -31,6 +31,7 @@ def caption_settings(captioner: VideoCaptioningPipeline, **generation: Any) -> d
             "dtype": str(model.dtype).removeprefix("torch."),
         },
         "frames": _frame_settings(captioner),
+        **captioner.family.settings(captioner.sampling.get("prompt")),
         "generation": _generation_settings(captioner, generation),
         "versions": {
             "swinbert": __version__,
@@ -66,8 +67,13 @@ def _frame_settings(captioner: VideoCaptioningPipeline) -> dict[str, Any]:
     processor = captioner.processor.to_dict()
     processor.get("video_processor", {}).pop("auto_map", None)
     backend = "pyav" if family.video_backend == "auto" else family.video_backend
+    fps = captioner.sampling.get("fps")
     return {
-        "frames": captioner.sampling.get("num_frames", family.num_frames),
+        **(
+            {"frames": captioner.sampling.get("num_frames", family.num_frames)}
+            if fps is None
+            else {"frames_per_second": fps}
+        ),
         "sampler": family.frame_sampling,
         "decoder": f"{backend} {version('av' if backend == 'pyav' else backend)}",
         "processor": processor,

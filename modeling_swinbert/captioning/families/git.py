@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from swinbert.processing.clip_reading_swinbert import CaptionerFamily
+from swinbert.processing.clip_reading_swinbert import CaptionerFamily, beginning_of_caption
 from swinbert.processing.video_processing_swinbert import SwinBertVideoProcessor
 
 logger = logging.get_logger(__name__)
@@ -51,8 +51,16 @@ class GitFamily(CaptionerFamily):
                 f" num_frames={num_frames}: ask for at most {self.num_frames}, or leave `num_frames` out."
             )
 
-    def read(self, video: Any, **sampling: Any) -> dict[str, Any]:
-        """`pixel_values` (1, T, C, H, W), (1, C, H, W) for a model of single images; and `video_metadata`."""
+    def check_fps(self) -> None:
+        raise ValueError(
+            f"This GIT model takes {self.num_frames} frames of a clip, whatever its length: leave `fps` out."
+        )
+
+    def read(self, video: Any, prompt: str | None = None, **sampling: Any) -> dict[str, Any]:
+        """
+        `pixel_values` (1, T, C, H, W), or (1, C, H, W) for a model of single images; with a prompt, `input_ids` (1, L);
+        and `video_metadata`.
+        """
         if self._max_frames is None:
             logger.warning_once(
                 "This GIT model was trained on single images: each clip is captioned by its middle frame. The models"
@@ -61,10 +69,13 @@ class GitFamily(CaptionerFamily):
         sampled = self._sampler(video, return_tensors="pt", return_metadata=True, **sampling)
         clip = sampled.pixel_values_videos[0]
         pixels = git_pixel_values(self._processor, list(clip.round().to(torch.uint8)))
-        return {
+        inputs = {
             "pixel_values": pixels if self._max_frames is None else pixels[None],
             "video_metadata": sampled.video_metadata,
         }
+        if prompt is not None:
+            inputs["input_ids"] = beginning_of_caption(self._processor.tokenizer, prompt)
+        return inputs
 
 
 def git_pixel_values(processor: Any, frames: list[Any], **options: Any) -> torch.Tensor:
