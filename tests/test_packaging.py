@@ -165,6 +165,7 @@ def test_wheel_holds_the_package_alone(wheel):
     for needed in (
         "swinbert/py.typed",
         "swinbert/processing/pipeline_swinbert.py",
+        "swinbert/training/examples/own_trainer.py",
         "swinbert/training/recipes/moving_shapes.yaml",
         "swinbert/model_cards/template.md",
         "swinbert/checkpoints/sample.mp4",
