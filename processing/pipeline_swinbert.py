@@ -56,7 +56,7 @@ class VideoCaptioningPipeline(Pipeline):
         start, end (`float`, *optional*): range to caption, in seconds; a clip's own range comes first.
         num_frames (`int`, *optional*): frames to sample uniformly; the model's own number when absent. GIT has one
             embedding for each frame of its training (`config.num_image_with_embedding`, six) and cannot take more.
-        fps (`float`, *optional*): frames to sample from each second instead; not for models of a fixed number of frames.
+        fps (`float`, *optional*): frames to sample from each second instead, where a model takes any number.
         prompt (`str`, *optional*): what a chat model is asked; of SwinBERT and GIT, the beginning of the caption.
         on_error (`"raise"` or `"return"`, *optional*): see above.
         batch_size, num_workers: as in every pipeline; `num_workers` are processes that read instead of threads.
@@ -72,6 +72,8 @@ class VideoCaptioningPipeline(Pipeline):
 
     # Commit of a model from the Hub, for records of how a caption was made; set by whoever knows it.
     model_revision: str | None = None
+    # "8bit" or "4bit" for a model whose weights were quantised when they were loaded; set likewise.
+    load_in: str | None = None
 
     _load_processor = True
     _load_tokenizer = False

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from swinbert.captioning.loading import BUNDLED_MODEL, find_model
 from swinbert.training.metrics import METRICS
 
 # Arguments of a recipe that initialise a new model; they are ignored if the command line names a `--model`.
@@ -20,7 +21,8 @@ _NEW_MODEL_ARGUMENTS = ("backbone", "config", "mask", "objective", "text_encoder
 @dataclass
 class ModelArguments:
     model: str | None = field(
-        default=None, metadata={"help": "Model to fine-tune, folder or Hub id; by default a new SwinBERT."}
+        default=None,
+        metadata={"help": "Model to fine-tune, folder, Hub id or moving-shapes; by default a new SwinBERT."},
     )
     config: str | None = field(
         default=None,
@@ -179,6 +181,9 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if unknown:
         raise ValueError(f"Unknown arguments in the recipe: {', '.join(unknown)}. `swinbert train --help` lists all.")
     model, data, training = parser.parse_args_into_dataclasses([*_as_argv(recipe), *argv], look_for_args_file=False)
+    for name in ("model", "backbone", "mask"):
+        if getattr(model, name) == BUNDLED_MODEL:
+            setattr(model, name, find_model(BUNDLED_MODEL))
     if model.config:
         config = json.loads(model.config)
     for path, value in changes:

@@ -14,9 +14,12 @@ from swinbert.cli.options import (
     CaptionComputeDType,
     CaptionDType,
     Device,
+    FramesPerSecond,
+    LoadIn,
     MaxLength,
     Model,
     NumFrames,
+    Prompt,
     Revision,
     TrustRemoteCode,
 )
@@ -42,6 +45,9 @@ def caption(
         OutputFormat, typer.Option("--format", help="Format of the line that is printed for each clip.")
     ] = OutputFormat.text,
     num_frames: NumFrames = None,
+    fps: FramesPerSecond = None,
+    prompt: Prompt = None,
+    load_in: LoadIn = None,
     start: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption from this time on.")] = None,
     end: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption up to this time.")] = None,
     beams: Beams = None,
@@ -72,6 +78,9 @@ def caption(
             trust_remote_code=trust_remote_code,
             revision=revision,
             num_frames=num_frames,
+            fps=fps,
+            prompt=prompt,
+            load_in=load_in,
             num_beams=beams,
             max_length=max_length,
         )
