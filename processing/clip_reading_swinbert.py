@@ -62,7 +62,8 @@ class CaptionerFamily(ABC):
     def check_num_frames(self, num_frames: int) -> None:
         """Raises `ValueError` for a number of frames that the model cannot take."""
 
-    def check_fps(self) -> None:  # noqa: B027 - by default, any number will do
+    @abstractmethod
+    def check_fps(self) -> None:
         """Raises `ValueError` if the model cannot take a number of frames that depends on the length of the clip."""
 
     @abstractmethod

@@ -78,6 +78,8 @@ class VideoCaptioningPipeline(Pipeline):
 
     # Commit of a model from the Hub, for records; `load_captioner` sets it.
     model_revision: str | None = None
+    # "8bit" or "4bit" for a model whose weights were quantised when they were loaded; set likewise.
+    load_in: str | None = None
 
     _load_processor = True
     _load_tokenizer = False

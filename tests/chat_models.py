@@ -38,15 +38,16 @@ NUMBERS = [f"{number:02d}" for number in range(60)]
 ANSWERS = [f"{noun}{number}" for noun in ("dog", "man", "ball", "car", "runs", "red", "left") for number in range(12)]
 PAD, EOS = 0, 3
 CHATML = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+# Sizes that weights of 4 bits, which come in blocks of 64, can have too.
 TEXT_MODEL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
     "max_position_embeddings": 4096,
     # Large enough that captions depend on the clip and most end before the length limit.
-    "initializer_range": 0.35,
+    "initializer_range": 0.25,
 }
 
 
@@ -82,7 +83,9 @@ def _write(folder: Path, config: Any, processor: Any) -> Path:
     model = AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():
         head = model.get_output_embeddings().weight
-        head[EOS] *= 2  # so that answers end now and then
+        # Answers end now and then, and hold no special tokens, which could stand for frames.
+        head[EOS] *= 2
+        head[[number for number in processor.tokenizer.added_tokens_decoder if number != EOS]] = 0
     model.generation_config = GenerationConfig(pad_token_id=PAD, bos_token_id=2, eos_token_id=EOS)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -109,12 +112,12 @@ def write_qwen(folder: Path) -> Path:
         },
         vision_config={
             "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
+            "hidden_size": 64,
+            "intermediate_size": 128,
             "num_heads": 2,
             "patch_size": 8,
             "window_size": 32,
-            "out_hidden_size": 32,
+            "out_hidden_size": 64,
             "fullatt_block_indexes": [1],
             "initializer_range": 0.2,
         },
@@ -145,8 +148,8 @@ def write_smolvlm(folder: Path) -> Path:
     config = SmolVLMConfig(
         text_config={**TEXT_MODEL, "vocab_size": len(tokenizer), "model_type": "llama", "pad_token_id": PAD},
         vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
+            "hidden_size": 64,
+            "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "image_size": 32,
@@ -183,8 +186,8 @@ def write_internvl(folder: Path) -> Path:
     config = InternVLConfig(
         text_config={**TEXT_MODEL, "vocab_size": len(tokenizer), "model_type": "qwen2"},
         vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
+            "hidden_size": 64,
+            "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "image_size": [32, 32],
@@ -214,8 +217,8 @@ def write_llava_onevision(folder: Path) -> Path:
         text_config={**TEXT_MODEL, "vocab_size": len(tokenizer), "model_type": "qwen2"},
         vision_config={
             "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 48,
+            "hidden_size": 64,
+            "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "image_size": 32,

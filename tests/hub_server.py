@@ -235,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
     def describe(self, name: str, revision: str | None = None) -> None:
         repository = self.repository(name)
         sha = self.commit_of(repository, revision or "main")
-        siblings = [{"rfilename": path} for path in repository.commits[sha]]
+        siblings = [{"rfilename": path, "size": len(content)} for path, content in repository.commits[sha].items()]
         self.send_json({"id": name, "sha": sha, "private": repository.private, "tags": [], "siblings": siblings})
 
     def tree(self, name: str, revision: str, folder: str | None = None) -> None:

@@ -267,18 +267,6 @@ def test_from_files_to_captions(command, git, tmp_path):
     assert (alone.exit_code, alone.stdout, alone.stderr) == (0, captioned["caption"] + "\n", "")
 
 
-def test_without_a_model_the_bundled_one_is_used_and_said_to_be_a_demo(command, git, tmp_path, monkeypatch):
-    clip = write_clip(tmp_path / "clip.mp4", 0)
-    monkeypatch.setattr("swinbert.captioning.loading.bundled_model", lambda: git)
-    result = command("caption", clip, "--device", "cpu")
-    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
-    for told in ("moving shapes", "--model microsoft/git-base-vatex", "swinbert convert"):
-        assert told in result.stderr
-    monkeypatch.setattr("swinbert.captioning.loading.bundled_model", lambda: tmp_path / "nowhere")
-    result = command("caption", clip)
-    assert result.exit_code == 1 and "bundled model is missing" in result.stderr
-
-
 def test_nothing_is_loaded_for_clips_that_are_not_there(command, model):
     result = command("caption", "nowhere.mp4", "nor-here.mp4")
     assert result.exit_code == 1 and "model" not in model

@@ -50,7 +50,7 @@ def watched(folder: Path, *commands: list[str]) -> list:
 
 
 def test_captioning_local_clips_makes_no_request(tmp_path):
-    assert watched(tmp_path, ["caption", str(SAMPLE)], ["info", swinbert.bundled_model()]) == []
+    assert watched(tmp_path, ["caption", str(SAMPLE), "--model", "moving-shapes"], ["info", "moving-shapes"]) == []
 
 
 def test_the_audit_hook_records_a_look_up():

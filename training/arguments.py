@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from swinbert.captioning.loading import BUNDLED_MODEL, find_model
 from swinbert.training.metrics import METRICS, metric_name
 
 # Arguments of a recipe that initialise a new model; they are ignored if the command line names a `--model`.
@@ -24,7 +25,8 @@ class ModelArguments:
     _argument_group_name = "Model"
 
     model: str | None = field(
-        default=None, metadata={"help": "Model to fine-tune, folder or Hub id; by default a new SwinBERT."}
+        default=None,
+        metadata={"help": "Model to fine-tune, folder, Hub id or moving-shapes; by default a new SwinBERT."},
     )
     config: str | None = field(
         default=None,
@@ -200,6 +202,9 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         if not unknown:
             raise ValueError(f"Unexpected {' '.join(rest)}: arguments are `--name value`, after the recipe (.yaml).")
         raise ValueError(_unknown("the command", unknown, [f"--{name}" for name in names]))
+    for name in ("model", "backbone", "mask"):
+        if getattr(model, name) == BUNDLED_MODEL:
+            setattr(model, name, find_model(BUNDLED_MODEL))
     if model.config:
         config = json.loads(model.config)
     for path, value in changes:

@@ -1,21 +1,24 @@
 """From the name of a model to a captioner on a device, in a data type."""
 
+import fnmatch
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from transformers import pipeline
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from transformers import BitsAndBytesConfig, TorchAoConfig, pipeline
 
 from swinbert import bundled_model
 from swinbert.deployment.quantization import computes_in_bfloat16, quantize_linear
-from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
+from swinbert.processing.pipeline_swinbert import DEFAULT_MODEL, VideoCaptioningPipeline
 
 # The bundled model's name wherever a model can be named.
 BUNDLED_MODEL = "moving-shapes"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class LoadingError(ValueError):
@@ -23,46 +26,121 @@ class LoadingError(ValueError):
 
 
 def load_captioner(
-    model: str,
+    model: str = DEFAULT_MODEL,
     *,
     device: str | torch.device = "auto",
     dtype: str = "auto",
+    load_in: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
     **parameters: Any,
 ) -> VideoCaptioningPipeline:
     """
-    A captioner of a SwinBERT or GIT model.
+    A captioner of a SwinBERT or GIT model, or of a chat model that watches videos.
 
     Args:
         model: a folder, a name on the Hub, or `"moving-shapes"`, the bundled model.
         device: see `choose_device`.
         dtype: see `choose_dtype`.
+        load_in: `"8bit"` or `"4bit"` for weights of so many bits, which take a half or a quarter of the memory of
+            bfloat16; needs the extra `quantization`.
         trust_remote_code, revision: as for `from_pretrained`.
         parameters: how clips are sampled and captions are searched: see [`VideoCaptioningPipeline`].
 
     Raises:
         LoadingError: there is no such model, or it cannot be loaded.
-        ValueError: `device` or `dtype` cannot be used here.
+        ValueError: `device`, `dtype` or `load_in` cannot be used here.
     """
     name, device = find_model(model), choose_device(device)
+    if load_in is not None and dtype == "int8":
+        raise ValueError(f"The dtype int8 and load_in={load_in!r} are two ways to quantise: choose one.")
+    compute_dtype = choose_dtype(dtype, device)
+    if load_in is not None:
+        parameters["model_kwargs"] = {"quantization_config": _quantization(load_in, device, compute_dtype)}
+        # A quantised model cannot be moved to a device after loading.
+        parameters["device_map"] = device
+    else:
+        parameters["device"] = device
+    was_cached = is_cached(name, revision)
     with explained(name):
-        captioner = pipeline(
-            "video-captioning",
-            model=name,
-            # Ours, whatever pipeline code the model brings along.
-            pipeline_class=VideoCaptioningPipeline,
-            device=device,
-            dtype=choose_dtype(dtype, device),
-            # `None` would ask on the terminal.
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            **parameters,
-        )
+        try:
+            captioner = pipeline(
+                "video-captioning",
+                model=name,
+                # Ours, whatever pipeline code the model brings along.
+                pipeline_class=VideoCaptioningPipeline,
+                dtype=compute_dtype,
+                # `None` would ask on the terminal.
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+                **parameters,
+            )
+        except OSError as error:
+            if name != DEFAULT_MODEL or was_cached:
+                raise
+            raise LoadingError(
+                f"The default model, {name} of the Hub, is not in the cache and could not be downloaded. Connect to the"
+                " network, name the folder of a model (--model DIR), or use the bundled model, which knows moving"
+                f" shapes alone (--model {BUNDLED_MODEL})."
+            ) from error
         if dtype == "int8":
             quantize_linear(captioner.model)
     captioner.model_revision = _commit(name, revision)
+    captioner.load_in = None if load_in is None else str(load_in)
     return captioner
+
+
+def _quantization(load_in: str, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig:
+    """
+    How to quantise weights at loading: in 8 bits by torchao on a CPU, otherwise by bitsandbytes.
+
+    Raises:
+        LoadingError: the library is not installed.
+        ValueError: no such number of bits.
+    """
+    if load_in not in ("8bit", "4bit"):
+        raise ValueError(f"Expected 8bit or 4bit as `load_in`, got {load_in}.")
+    library = "torchao" if load_in == "8bit" and device.type == "cpu" else "bitsandbytes"
+    if find_spec(library) is None:
+        raise LoadingError(
+            f"Weights of {load_in} need {library}, which is not installed: pip install 'swinbert[quantization]'."
+        )
+    if library == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    if load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def is_cached(model: str, revision: str | None = None) -> bool:
+    """Whether loading a model downloads no weights: a folder, or a name whose weights are in the Hub's cache."""
+    if Path(model).exists():
+        return True
+    try:
+        return any(isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in _WEIGHTS)
+    except ValueError:  # not the name of a repository
+        return False
+
+
+def download_size(model: str, revision: str | None = None) -> int | None:
+    """Bytes that loading a model downloads from the Hub; `None` if it is there already, or the Hub does not answer."""
+    if is_cached(model, revision) or is_offline_mode():
+        return None
+    try:
+        files = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=10).siblings or []
+    except Exception:  # whatever is wrong, loading will say so
+        return None
+    names = {file.rfilename for file in files}
+    weights = "*.safetensors" if fnmatch.filter(names, "*.safetensors") else "*.bin"
+    loaded = [
+        file
+        for file in files
+        if "/" not in file.rfilename
+        and any(fnmatch.fnmatch(file.rfilename, each) for each in (weights, "*.json", "*.txt", "*.model", "*.jinja"))
+    ]
+    return sum(file.size or 0 for file in loaded)
 
 
 def _commit(name: str, revision: str | None) -> str | None:
@@ -137,6 +215,8 @@ def explained(model: str) -> Iterator[None]:
     """Turns whatever keeps a model from loading into one `LoadingError`."""
     try:
         yield
+    except LoadingError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         raise LoadingError(f"Cannot use the model {model!r}: {_reason(error)}") from error
 
@@ -153,4 +233,4 @@ def _reason(error: Exception) -> str:
     return reason or type(error).__name__
 
 
-__all__ = ["BUNDLED_MODEL", "LoadingError", "load_captioner"]
+__all__ = ["BUNDLED_MODEL", "DEFAULT_MODEL", "LoadingError", "download_size", "find_model", "load_captioner"]

@@ -29,6 +29,7 @@ def caption_settings(captioner: VideoCaptioningPipeline, **generation: Any) -> d
             "revision": captioner.model_revision,
             "sha256": _model_hash(captioner),
             "dtype": str(model.dtype).removeprefix("torch."),
+            **({} if captioner.load_in is None else {"load_in": captioner.load_in}),
         },
         "frames": _frame_settings(captioner),
         **captioner.family.settings(captioner.sampling.get("prompt")),
@@ -56,10 +57,24 @@ def _model_hash(captioner: VideoCaptioningPipeline) -> str:
     for name in ("_name_or_path", "transformers_version", "auto_map", "custom_pipelines"):
         config.pop(name, None)
     digest = hashlib.sha256(json.dumps([config, captioner.tokenizer.get_vocab()], sort_keys=True, default=str).encode())
-    for name, weight in sorted(captioner.model.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, value in sorted(captioner.model.state_dict().items()):
+        for part, weight in _stored_tensors(name, value):
+            digest.update(f"{part} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _stored_tensors(name: str, value: Any) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that a weight consists of: one, or several where it is quantised by torchao."""
+    if not isinstance(value, torch.Tensor):
+        return []
+    if not hasattr(value, "__tensor_flatten__"):
+        return [(name, value)]
+    return [
+        part
+        for each in value.__tensor_flatten__()[0]
+        for part in _stored_tensors(f"{name}.{each}", getattr(value, each))
+    ]
 
 
 def _frame_settings(captioner: VideoCaptioningPipeline) -> dict[str, Any]:

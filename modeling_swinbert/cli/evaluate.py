@@ -15,9 +15,12 @@ from swinbert.cli.options import (
     ComputeDType,
     Device,
     DType,
+    FramesPerSecond,
+    LoadIn,
     MaxLength,
     Model,
     NumFrames,
+    Prompt,
     Revision,
     TrustRemoteCode,
 )
@@ -65,6 +68,9 @@ def evaluate(
     beams: Beams = None,
     max_length: MaxLength = None,
     num_frames: NumFrames = None,
+    fps: FramesPerSecond = None,
+    prompt: Prompt = None,
+    load_in: LoadIn = None,
     limit: _Limit = None,
     allow_missing: _AllowMissing = False,
     batch_size: _BatchSize = 8,
@@ -86,6 +92,9 @@ def evaluate(
         "num_beams": beams,
         "max_length": max_length,
         "num_frames": num_frames,
+        "fps": fps,
+        "prompt": prompt,
+        "load_in": load_in,
     }
     _check_usage(dataset, predictions, references, {**captioning, "limit": limit})
     loading: dict[str, Any] = {"device": device, "revision": revision, "trust_remote_code": trust_remote_code}

@@ -13,23 +13,18 @@ if TYPE_CHECKING:
 
     from swinbert.processing import VideoCaptioningPipeline
 
-BUNDLED_MODEL_NOTICE = (
-    "No --model was given: using the bundled demo, which knows moving shapes and nothing else. For real clips name a"
-    " GIT checkpoint of the Hub (--model microsoft/git-base-vatex), or a SwinBERT checkpoint that you have, after"
-    " `swinbert convert`."
-)
-
 
 def load_captioner_or_exit(model: str | None, **options: Any) -> "VideoCaptioningPipeline":
-    """`load_captioner` with the options of a command; those that are `None` are left out."""
+    """`load_captioner` with the options of a command; those that are `None` are left out. Downloads are announced."""
     quiet_libraries()
-    from swinbert.captioning.loading import BUNDLED_MODEL, LoadingError, load_captioner
+    from swinbert.captioning.loading import DEFAULT_MODEL, LoadingError, download_size, find_model, load_captioner
 
-    if model is None:
-        model = BUNDLED_MODEL
-        say(BUNDLED_MODEL_NOTICE)
     try:
-        return load_captioner(model, **{name: value for name, value in options.items() if value is not None})
+        name = find_model(DEFAULT_MODEL if model is None else model)
+        if (size := download_size(name, options.get("revision"))) is not None:
+            chosen = "" if model is not None else "No --model was given: "
+            say(f"{chosen}{'d' if chosen else 'D'}ownloading {name} ({size / 1e6:,.0f} MB) from the Hub.")
+        return load_captioner(name, **{option: value for option, value in options.items() if value is not None})
     except LoadingError as error:
         fail(str(error))
     except ValueError as error:

@@ -13,7 +13,11 @@ from swinbert.cli.options import NewFolder, Revision, TrustRemoteCode
 
 def info(
     model: Annotated[
-        str | None, typer.Argument(metavar="ID|DIR", help="A folder or a name on the Hub; default: the bundled demo.")
+        str | None,
+        typer.Argument(
+            metavar="ID|DIR",
+            help="A folder, a name on the Hub, or moving-shapes; default: moving-shapes, the bundled model.",
+        ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,

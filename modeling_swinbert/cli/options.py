@@ -36,11 +36,20 @@ class BesideFormat(StrEnum):
     vtt = "vtt"
 
 
+class LoadedBits(StrEnum):
+    eight = "8bit"
+    four = "4bit"
+
+
 _AUTO_DTYPE = "auto is bfloat16 where the hardware supports it, else float32"
 
 Model = Annotated[
     str | None,
-    typer.Option(metavar="ID|DIR", help="SwinBERT or GIT model: a folder or a name on the Hub."),
+    typer.Option(
+        metavar="ID|DIR",
+        help="SwinBERT, GIT or chat model: a folder, a name on the Hub, or moving-shapes, the bundled one;"
+        " default: microsoft/git-base-vatex of the Hub.",
+    ),
 ]
 Revision = Annotated[
     str | None,
@@ -64,7 +73,25 @@ CaptionComputeDType = Annotated[
 ]
 NumFrames = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Frames to sample from a clip; default: what the model was trained with."),
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Frames to sample from a clip; default: what the model was trained with; chat models, 16.",
+    ),
+]
+FramesPerSecond = Annotated[
+    float | None,
+    typer.Option("--fps", min=0.001, metavar="N", help="Frames to sample from each second, instead of --num-frames."),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="What a chat model is asked; of SwinBERT and GIT, the beginning of every caption."
+    ),
+]
+LoadIn = Annotated[
+    LoadedBits | None,
+    typer.Option(help="Weights of 8 or 4 bits, for large models; needs the extra `quantization`."),
 ]
 Beams = Annotated[
     int | None,
@@ -72,7 +99,7 @@ Beams = Annotated[
 ]
 MaxLength = Annotated[
     int | None,
-    typer.Option(min=2, metavar="N", help="Maximum length of a caption in tokens, with [CLS] and [SEP]."),
+    typer.Option(min=2, metavar="N", help="Maximum length of a caption in tokens, with its first and last token."),
 ]
 NewFolder = Annotated[
     Path,

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def evaluate(
 
     `folder` gets `predictions.jsonl` line by line, `settings.json` (all that decides a caption), `scores.json`, and
     `coco_results.json` and `coco_annotations.json` for the COCO tools. A call with the same settings continues an
-    interrupted one.
+    interrupted one. The summary has `seconds_per_clip`, reading included, of the clips that this call captioned.
 
     Args:
         folder: by default one in `outputs/evaluation/`, named after model, data and settings.
@@ -94,14 +95,20 @@ def evaluate(
         stream = captions(
             clips, captioner, batch_size=batch_size, num_workers=num_workers, only=numbers, do_sample=False
         )
+        started = time.perf_counter()
         _write_captions(stream, clips, numbers, journal)
+        seconds = time.perf_counter() - started
         journal.sort(clips.ids)
         lines = [journal.lines[name] for name in clips.ids[: clips.number]]
     result = Evaluation(
         captions={line["id"]: line["caption"] for line in lines if line["caption"] is not None},
         missing={line["id"]: line["error"] for line in lines if line["caption"] is None},
         references=clips.references,
-        summary={"split": clips.split, **({"limit": clips.number} if clips.number < len(clips) else {})},
+        summary={
+            "split": clips.split,
+            **({"limit": clips.number} if clips.number < len(clips) else {}),
+            **({"seconds_per_clip": round(seconds / len(numbers), 4)} if numbers else {}),
+        },
         left_out=left_out,
         folder=folder,
     )

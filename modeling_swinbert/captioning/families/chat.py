@@ -65,6 +65,9 @@ class ChatFamily(CaptionerFamily):
     def check_num_frames(self, num_frames: int) -> None:
         """Any number will do; only memory sets a limit."""
 
+    def check_fps(self) -> None:
+        """Any rate will do."""
+
     def read(self, video: Any, prompt: str | None = None, **sampling: Any) -> dict[str, Any]:
         """The outputs of the model's processor for one clip and the prompt: `input_ids` (1, L), pixels, and others."""
         # Files are uint8 already; of arrays the values may have to be scaled.
