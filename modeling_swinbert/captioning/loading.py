@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import BitsAndBytesConfig, TorchAoConfig, pipeline
 
 from swinbert import bundled_model
@@ -61,33 +62,44 @@ def load_captioner(
         parameters["device_map"] = device
     else:
         parameters["device"] = device
-    was_cached = is_cached(name, revision)
+    if name == DEFAULT_MODEL:
+        _check_default_model(revision)
     with explained(name):
-        try:
-            captioner = pipeline(
-                "video-captioning",
-                model=name,
-                # Ours, whatever pipeline code the model brings along.
-                pipeline_class=VideoCaptioningPipeline,
-                dtype=compute_dtype,
-                # `None` would ask on the terminal.
-                trust_remote_code=trust_remote_code,
-                revision=revision,
-                **parameters,
-            )
-        except OSError as error:
-            if name != DEFAULT_MODEL or was_cached:
-                raise
-            raise LoadingError(
-                f"The default model, {name} of the Hub, is not in the cache and could not be downloaded. Connect to the"
-                " network, name the folder of a model (--model DIR), or use the bundled model, which knows moving"
-                f" shapes alone (--model {BUNDLED_MODEL})."
-            ) from error
+        captioner = pipeline(
+            "video-captioning",
+            model=name,
+            # Ours, whatever pipeline code the model brings along.
+            pipeline_class=VideoCaptioningPipeline,
+            dtype=compute_dtype,
+            # `None` would ask on the terminal.
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            **parameters,
+        )
         if dtype == "int8":
             quantize_linear(captioner.model)
     captioner.model_revision = _commit(name, revision)
     captioner.load_in = None if load_in is None else str(load_in)
     return captioner
+
+
+def _check_default_model(revision: str | None) -> None:
+    """
+    Raises `LoadingError` if the default model is not in the cache and the Hub does not answer. Loading would retry each
+    of its files for half a minute.
+    """
+    if is_cached(DEFAULT_MODEL, revision):
+        return
+    try:
+        HfApi().model_info(DEFAULT_MODEL, revision=revision, timeout=10)
+    except HfHubHTTPError:
+        return  # the Hub answers: loading says what is wrong
+    except Exception as error:
+        raise LoadingError(
+            f"The default model, {DEFAULT_MODEL} of the Hub, is not in the cache, and the Hub does not answer. Connect"
+            " to the network, name the folder of a model (--model DIR), or use the bundled model, which captions moving"
+            f" shapes only (--model {BUNDLED_MODEL})."
+        ) from error
 
 
 def _quantization(load_in: str, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig:

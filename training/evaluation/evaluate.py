@@ -33,8 +33,12 @@ def clips_to_caption(clips: EvaluationClips, journal: CaptionJournal) -> list[in
 
 def _write_captions(
     stream: Iterable[Caption], clips: EvaluationClips, numbers: Sequence[int], journal: CaptionJournal
-) -> None:
-    """Writes each caption of the stream into the journal, and warns of clips that could not be captioned."""
+) -> float:
+    """
+    Writes each caption of the stream into the journal, and warns of clips that could not be captioned; returns how many
+    seconds it took.
+    """
+    started = time.perf_counter()
     try:
         for number, caption in zip(numbers, progress(stream, "Captioning", len(numbers)), strict=True):
             score, error = rounded(caption.score), caption.error
@@ -48,6 +52,7 @@ def _write_captions(
             f"{reason}. The captions so far are in {journal.file}, and the same command continues from there;"
             " --batch-size and --num-workers may differ."
         ) from error
+    return time.perf_counter() - started
 
 
 def evaluate(
@@ -92,12 +97,9 @@ def evaluate(
             warnings.warn(
                 f"{known} of {clips.number} clips have their captions in {journal.file} already.", stacklevel=2
             )
-        stream = captions(
-            clips, captioner, batch_size=batch_size, num_workers=num_workers, only=numbers, do_sample=False
-        )
-        started = time.perf_counter()
-        _write_captions(stream, clips, numbers, journal)
-        seconds = time.perf_counter() - started
+        reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+        stream = captions(clips, captioner, only=numbers, do_sample=False, **reading)
+        seconds = _write_captions(stream, clips, numbers, journal)
         journal.sort(clips.ids)
         lines = [journal.lines[name] for name in clips.ids[: clips.number]]
     result = Evaluation(
