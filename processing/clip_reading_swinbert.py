@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
+from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
 from .video_sources_swinbert import VideoDecodeError, as_seconds, is_frame_decoder, is_url
@@ -244,9 +245,13 @@ class FetchedClips(Dataset):
 
 def without_decoding(clips: Any) -> Any:
     """
-    A data set of `datasets` whose `Video` columns yield files instead of decoders: opening a broken one would end the
-    iteration. Anything else as it is.
+    A data set of `datasets`, or one column of it, whose videos are files instead of decoders: opening a broken one
+    would end the iteration. Anything else as it is.
     """
+    if isinstance(clips, KeyDataset):
+        return KeyDataset(without_decoding(clips.dataset), clips.key)
+    if hasattr(clips, "column_name") and hasattr(clips, "source"):  # dataset["video"]
+        return without_decoding(clips.source)[clips.column_name]
     features = getattr(clips, "features", None)
     if isinstance(features, collections.abc.Mapping) and hasattr(clips, "cast_column"):
         for name, feature in features.items():
@@ -268,9 +273,9 @@ def as_clips(inputs: Any) -> Any:
         return inputs
     if isinstance(inputs, collections.abc.Sized) and hasattr(inputs, "__getitem__"):
         return FetchedClips(inputs)
+    inputs = without_decoding(inputs)
     if isinstance(inputs, Dataset):
         return inputs
-    inputs = without_decoding(inputs)
     if isinstance(inputs, collections.abc.Iterable):
         return (clip for clip in inputs)
     raise ValueError(

@@ -362,8 +362,10 @@ def test_a_broken_file_of_a_video_column_costs_one_row(pipe, clips, alone, tmp_p
     rows = [{"video": str(clip)} for clip in (clips[0], bad, clips[1])]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     stream = datasets.load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", streaming=True)
-    for data in (datasets.Dataset.from_list(rows), stream):
-        results = list(pipe(data.cast_column("video", datasets.Video()), num_workers=num_workers))
+    stream = stream.cast_column("video", datasets.Video())
+    data = datasets.Dataset.from_list(rows).cast_column("video", datasets.Video())
+    for collection in (data, data["video"], KeyDataset(data, "video"), stream, stream["video"]):
+        results = list(pipe(collection, num_workers=num_workers))
         assert texts(results) == [alone[0], [None], alone[1]] and "bad.mp4" in results[1][0]["error"]
 
 
