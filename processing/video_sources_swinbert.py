@@ -19,8 +19,8 @@ from urllib.parse import urljoin, urlsplit
 
 # How the names of video files end; what is in a file decides whether it can be decoded.
 VIDEO_SUFFIXES = {
-    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
-    *(".webm", ".wmv"),
+    *(".3gp", ".apng", ".avi", ".dv", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+    *(".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
 }
 MAX_DOWNLOAD_BYTES = 2 << 30
 MAX_DOWNLOAD_SECONDS = 300.0
