@@ -9,6 +9,7 @@ the number of packets, T of wanted frames.
 import bisect
 import contextlib
 import itertools
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -32,6 +33,21 @@ MAX_FRAME_PIXELS = 8192 * 4320
 # FFmpeg's names of containers that hold their media themselves. Playlists (hls, dash, concat), which open other files,
 # and pictures are left out; sound is in, so that a song can be told from a text file.
 _CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,asf,ogg,ivf,h264,hevc,mp3,aac,flac,wav"
+# Of cameras and editing, and of single-file frames: their demuxers open no other files either.
+_CONTAINERS += ",mxf,dv,nut,yuv4mpegpipe,apng"
+# How files of other containers begin, so that a message can name them.
+_OTHER_CONTAINERS = {
+    rb"RIFF....WEBP": "WebP",
+    rb"\.RMF": "RealMedia",
+    rb"[FCZ]WS[\x01-\x40]": "Flash (SWF)",
+    rb"BIK|KB2": "Bink",
+    rb"\s*#EXTM3U": "a playlist (HLS)",
+    rb"ffconcat": "a playlist (ffconcat)",
+    rb"\s*<\?xml[^>]*>\s*<MPD": "a playlist (DASH)",
+    rb"\xb7\xd8\x00\x20\x37\x49\xda\x11": "WTV",
+    rb"SMK[24]": "Smacker",
+    rb"FORM": "IFF",
+}
 _PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container of mp4
 _PYAV_VERSION = int(av.__version__.split(".")[0]) if av is not None else 0
 # A title in an old encoding is no reason to refuse a clip; from PyAV 19 on it is none, and the argument is gone.
@@ -47,6 +63,17 @@ _MAX_DELAY = 64
 
 
 # --- Opening a file ---------------------------------------------------------------------------------------------------
+
+
+def _other_container(media: str | BinaryIO) -> str | None:
+    """The name of a container that is not read, by the first bytes."""
+    if isinstance(media, str):
+        with open(media, "rb") as file:
+            start = file.read(256)
+    else:
+        media.seek(0)
+        start = media.read(256)
+    return next((name for begin, name in _OTHER_CONTAINERS.items() if re.match(begin, start, re.DOTALL)), None)
 
 
 @contextlib.contextmanager
@@ -71,9 +98,9 @@ def open_stream(name: str, media: str | BinaryIO) -> Iterator[tuple[Any, Any]]:
         # Not `options`, which are the streams' too: PyAV before 16 crashes if the header announces no streams (flv).
         container = av.open(media, container_options=limits, **_OPEN_ARGUMENTS)
     except av.error.FFmpegError as error:
-        raise VideoDecodeError(
-            name, "not_video", f"expected a video file, found something else or a damaged header ({error.strerror})."
-        ) from error
+        other = _other_container(media)
+        found = f"this container is not supported: {other}" if other else "found something else or a damaged header"
+        raise VideoDecodeError(name, "not_video", f"expected a video file, {found} ({error.strerror}).") from error
     with contextlib.closing(container):
         if container.metadata.get("major_brand") in _PICTURE_BRANDS:
             raise VideoDecodeError(name, "not_video", "expected a video file, found a picture: open it with PIL.")
@@ -189,7 +216,7 @@ class StreamDecoder:
         Whether other decoders do not show the stream as this class does. The first frame tells that comes out on the
         way to the frames `wanted`, (T,).
         """
-        if self.timeline.shifts is not None:
+        if self.timeline.has_own_times:
             return True
         frame = next((frame for _, frame in self._frames(wanted[:1], to_be_continued=False)), None)
         if frame is None:

@@ -170,7 +170,12 @@ class PictureConverter:
         """Whether other decoders do not show this frame as this class does, but for the shape, see `reshape`."""
         transposed, rows, columns = self._read_orientation(frame)
         is_flip = transposed == (rows == columns)  # others know turns only
-        return is_flip or self._transfer in HDR_TRANSFERS or _can_be_transparent(frame.format.name)
+        return is_flip or self._transfer in HDR_TRANSFERS or self._is_transparent(frame)
+
+    def _is_transparent(self, frame: Any) -> bool:
+        if not _can_be_transparent(frame.format.name):
+            return False
+        return bool(self._reformat(frame, "rgba", frame.width, frame.height).to_ndarray()[..., 3].min() < 255)
 
     def reshape(self, picture: np.ndarray) -> np.ndarray:
         """A picture that another decoder gave, upright and as wide as it is stored, in the shape of `convert`'s."""

@@ -22,8 +22,8 @@ from urllib.parse import quote, urljoin, urlsplit
 
 # Suffixes by which folders are searched for videos. Whether a file can be decoded depends on its content alone.
 VIDEO_SUFFIXES = {
-    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
-    *(".webm", ".wmv"),
+    *(".3gp", ".apng", ".avi", ".dv", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+    *(".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
 }
 MAX_DOWNLOAD_BYTES = 2 << 30
 MAX_DOWNLOAD_SECONDS = 300.0

@@ -42,6 +42,7 @@ _NO_TIME = -(1 << 63)  # as FFmpeg's AV_NOPTS_VALUE
 _RECORDS_AT_ONCE = 4096
 # Containers without a header that holds for the whole file: files can be joined by writing one behind the other.
 _JOINABLE = ("mpegts", "mpeg", "flv")
+_DECODING_TIMES = ("avi", "mxf")  # containers whose packets have decoding times alone
 _LARGEST_DISORDER = 0.1  # seconds by which decoding times may go back without a new beginning, as in FFmpeg
 
 
@@ -220,6 +221,12 @@ class VideoTimeline:
         """Whether a stored time stamp leads to one place in the file."""
         return self.has_time_stamps and self.shifts is None
 
+    @property
+    def has_own_times(self) -> bool:
+        """Whether the stored time stamps, by which other decoders go, are not those of this timeline."""
+        is_gapped = not self.has_time_stamps and bool((np.diff(self.pts) > 1).any())
+        return self.shifts is not None or is_gapped or (self.container == "mxf" and not self.has_time_stamps)
+
     def restore_time(self, packet: Any, number: int) -> None:
         """Sets the time stamps of packet `number`, as it was read from the file, to those of this timeline."""
         if self.shifts is not None:
@@ -245,11 +252,16 @@ class VideoTimeline:
 
 
 def _has_time_stamps(container: Any, stream: Any, packets: np.ndarray) -> bool:
-    """Whether packets say when their frames are shown. AVI says when they are decoded: not the same with B-frames."""
+    """
+    Whether packets say when their frames are shown. AVI says when they are decoded, which is another time with
+    B-frames, and FFmpeg tells no more of H.264 in MXF.
+    """
     pts = packets["pts"]
     if (pts == _NO_TIME).any():
         return False
-    return not (container.format.name == "avi" and stream.codec_context.has_b_frames and (np.diff(pts) >= 0).all())
+    return not (
+        container.format.name in _DECODING_TIMES and stream.codec_context.has_b_frames and (np.diff(pts) >= 0).all()
+    )
 
 
 def _find_shifts(container: str, packets: np.ndarray, time_base: Fraction) -> np.ndarray | None:
@@ -282,7 +294,7 @@ def _find_shifts(container: str, packets: np.ndarray, time_base: Fraction) -> np
     return shifts
 
 
-def _avi_times(packets: np.ndarray, delay: int) -> np.ndarray:
+def _times_of_places(packets: np.ndarray, delay: int) -> np.ndarray:
     """
     Time stamps (P,) of frames in the order in which they are shown, in an AVI file with B-frames. Its packets have
     places, `dts`, of which some can be empty (dropped frames); the decoder returns a frame `delay` packets later.
@@ -302,12 +314,12 @@ def _time_frames(
     and `VideoTimeline.shifts`. Sets the time stamps in `packets` to those of the timeline.
     """
     if not _has_time_stamps(container, stream, packets):
-        is_avi = container.format.name == "avi"
+        has_places = container.format.name in _DECODING_TIMES
         # PyAV 14 does not tell the depth; most streams with B-frames have one of 1 or 2.
         depth = getattr(stream.codec_context, "reorder_depth", 1)
-        packets["pts"] = _avi_times(packets, depth) if is_avi else np.arange(len(packets))
+        packets["pts"] = _times_of_places(packets, depth) if has_places else np.arange(len(packets))
         packets["duration"] = 1
-        return np.arange(len(packets)), Fraction(stream.time_base) if is_avi else 1 / rate, False, None
+        return np.arange(len(packets)), Fraction(stream.time_base) if has_places else 1 / rate, False, None
     time_base = Fraction(stream.time_base)
     shifts = _find_shifts(container.format.name, packets, time_base)
     if shifts is not None:

@@ -46,13 +46,14 @@ def encode(
     container: str | None = None,
     scales: tuple[int, ...] = (1,),
     container_options: dict[str, str] | None = None,
+    pixels: str | None = None,
 ) -> Path:
     """Writes the frames `numbers` to `path`; `scales` has the scale of each of its video streams."""
     with av.open(str(path), "w", format=container, options=container_options or {}) as output:
         tracks = [output.add_stream(codec, rate=rate, options=options or {}) for _ in scales]
         for stream, factor in zip(tracks, scales, strict=True):
             stream.width, stream.height = BLOCK * COLUMNS * factor, BLOCK * ROWS * factor
-            stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+            stream.pix_fmt = pixels or ("rgb8" if codec == "gif" else "yuv420p")
             if time_base:
                 stream.codec_context.time_base = time_base
         for stream, factor in zip(tracks, scales, strict=True):

@@ -47,6 +47,11 @@ FILES = {
     "vp8.webm": {"codec": "libvpx", "options": {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "8", "b": "200k"}},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "8", "b": "200k"}},
     "animation.gif": {"codec": "gif", "rate": 10},
+    "animation.apng": {"codec": "apng", "rate": 10, "pixels": "rgb24"},
+    "B-frames.mxf": {"codec": "mpeg2video", "rate": 25, "pixels": "yuv422p", "options": {"g": "12", "bf": "2"}},
+    "h264.mxf": {"options": GROUPS, "rate": 25, "pixels": "yuv422p"},  # the container has decoding times only
+    "B-frames.nut": {"options": GROUPS},
+    "raw.y4m": {"codec": "rawvideo"},
 }
 
 
@@ -296,6 +301,34 @@ def test_other_kinds_of_files_are_refused(tmp_path):
         if Image.registered_extensions().get(Path(name).suffix) in Image.SAVE:
             Image.fromarray(numbered_frame(1)).save(tmp_path / name)
             assert error_kind(tmp_path / name) == "not_video", name
+
+
+def encode_dv(path: Path) -> Path:
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("dvvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 720, 576, "yuv420p"
+        for number in range(12):
+            picture = np.asarray(Image.fromarray(numbered_frame(number)).resize((720, 576), Image.Resampling.NEAREST))
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode())
+    return path
+
+
+def test_raw_dv(tmp_path):
+    frames, metadata = decode_video(encode_dv(tmp_path / "tape.dv"))
+    assert frames.shape == (12, 576, 768, 3)  # 4:3, as tapes are shown
+    assert read_numbers(frames) == list(range(12)) and metadata.duration == pytest.approx(0.48)
+
+
+def test_containers_that_are_not_read_are_named(tmp_path):
+    pictures = [Image.fromarray(numbered_frame(number)) for number in range(3)]
+    pictures[0].save(tmp_path / "animation.webp", save_all=True, append_images=pictures[1:])
+    (tmp_path / "film.rm").write_bytes(b".RMF" + bytes(99))
+    for name, container in (("animation.webp", "WebP"), ("film.rm", "RealMedia")):
+        for source in (tmp_path / name, (tmp_path / name).read_bytes()):
+            with pytest.raises(VideoDecodeError, match=f"this container is not supported: {container}") as raised:
+                decode_video(source)
+            assert raised.value.kind == "not_video"
 
 
 def sound(path: Path) -> Path:
