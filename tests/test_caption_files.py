@@ -215,6 +215,24 @@ def test_killed_in_the_middle_and_run_again(git, caption, captioned, tmp_path):
     assert list(rows_to_train["captions"]) == [[expected[str(videos / f"{n:02d}.mp4")].text] for n in range(40)]
 
 
+def test_ctrl_c_says_how_to_go_on(caption, folder, monkeypatch):
+    forward = VideoCaptioningPipeline.forward
+    calls = []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(VideoCaptioningPipeline, "forward", interrupted)
+    arguments = ("videos/[0-3].mp4", "--output", "captions.csv", "--format", "csv", "--batch-size", 1)
+    result = caption(*arguments)
+    assert result.exit_code != 0 and "the same command continues" in result.stderr
+    assert not Path("captions.csv").exists()
+    assert caption(*arguments).exit_code == 0 and len(calls) == 5 and len(rows_of("captions.csv")) == 4
+
+
 def test_a_file_whose_clip_was_replaced_is_captioned_again(caption, captioned, folder, clips):
     arguments = ("videos", "--output", "captions.jsonl", "--format", "jsonl", "--write-beside", "txt")
     caption(*arguments)

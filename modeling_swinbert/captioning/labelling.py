@@ -189,7 +189,7 @@ class Labelling:
         writer = make_writer(self.destination.output_format, output, only_caption)
         header, rows = writer.header, []
         start = time.perf_counter()
-        with contextlib.ExitStack() as stack:
+        with self._resumable(), contextlib.ExitStack() as stack:
             for caption in self._captions(captioner, captioning, summary, stack):
                 row = self._judged(caption)
                 rows.append(row)
@@ -204,6 +204,16 @@ class Labelling:
             if output is not None and captioner is not None:
                 write_text(output, writer.document(rows))
         return summary
+
+    @contextlib.contextmanager
+    def _resumable(self) -> Iterator[None]:
+        """Says after Ctrl-C that nothing is lost."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if (output := self.destination.output) is not None:
+                self.report(f"Stopped. The captions so far are kept, and the same command continues with {output}.")
+            raise
 
     # --- Captions, made now or before ---------------------------------------------------------------------------------
 
