@@ -70,14 +70,24 @@ class Destination:
                 writer.file_name(name)
         if self.write_beside:
             check_stems(readable, self.write_beside)
-        if self.output is None or self.journal is None:
-            return
-        if self.output.is_dir():
-            raise IsADirectoryError(f"Expected a file for --output, found the folder {self.output}.")
-        if self.output.exists() and not (self.journal / "settings.json").exists() and not self.overwrite:
+        if self.output is not None:
+            self._check_output(self.output, readable)
+
+    def _check_output(self, output: Path, clips: Sequence[str]) -> None:
+        for name in clips:
+            if os.path.abspath(output) == _absolute(name):
+                raise ValueError(f"--output {output} is a clip: name another file.")
+            if not is_url(name) and os.path.abspath(output) in {
+                os.path.abspath(beside(name, kind)) for kind in self.write_beside
+            }:
+                raise ValueError(f"--output {output} is also beside {name}: name another file.")
+        if output.is_dir():
+            raise IsADirectoryError(f"Expected a file for --output, found the folder {output}.")
+        is_recorded = self.journal is not None and (self.journal / "settings.json").exists()
+        if output.exists() and not is_recorded and not self.overwrite:
             raise FileExistsError(
-                f"{self.output} exists, and there is no record of how it was made: name another --output, or replace it"
-                " with --overwrite."
+                f"{output} exists, and there is no record of how it was made: name another --output, or replace it with"
+                " --overwrite."
             )
 
 
