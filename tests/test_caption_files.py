@@ -215,6 +215,24 @@ def test_killed_in_the_middle_and_run_again(git, caption, captioned, tmp_path):
     assert list(rows_to_train["captions"]) == [[expected[str(videos / f"{n:02d}.mp4")].text] for n in range(40)]
 
 
+def test_ctrl_c_says_how_to_go_on(caption, folder, monkeypatch):
+    forward = VideoCaptioningPipeline.forward
+    calls = []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(VideoCaptioningPipeline, "forward", interrupted)
+    arguments = ("videos/[0-3].mp4", "--output", "captions.csv", "--format", "csv", "--batch-size", 1)
+    result = caption(*arguments)
+    assert result.exit_code != 0 and "the same command continues" in result.stderr
+    assert not Path("captions.csv").exists()
+    assert caption(*arguments).exit_code == 0 and len(calls) == 5 and len(rows_of("captions.csv")) == 4
+
+
 def test_a_file_whose_clip_was_replaced_is_captioned_again(caption, captioned, folder, clips):
     arguments = ("videos", "--output", "captions.jsonl", "--format", "jsonl", "--write-beside", "txt")
     caption(*arguments)
@@ -287,6 +305,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is(caption, captioned
         (("videos", "--format", "srt", "--output", "all.srt"), "--write-beside srt"),
         (("videos/0.mp4", "--format", "csv", "--output", "mine.csv"), "mine.csv exists"),
         (("videos/0.mp4", "--output", "videos"), "found the folder videos"),
+        (("videos/0.mp4", "--output", "videos/0.mp4", "--overwrite"), "videos/0.mp4 is a clip"),
+        (("videos/0.mp4", "--output", "videos/0.txt", "--write-beside", "txt"), "also beside videos/0.mp4"),
         (("videos/0.mp4", "--format", "metadata", "--output", "elsewhere/metadata.jsonl"), "is not in"),
     ):
         result = caption(*arguments)
@@ -413,13 +433,21 @@ class Machine:
 def test_small_clips_go_in_batches_on_one_thread_if_that_is_faster(monkeypatch):
     machine = Machine(monkeypatch)
     passes = machine.run(400_000, lambda size, threads: 0.01 * size + 0.1 * (threads - 1))
-    assert passes[0] == (1, 4) and passes[1:3] == [(8, 1), (8, 4)] and passes[-1] == (32, 1)
+    assert passes[:3] == [(1, 4), (4, 1), (4, 4)] and passes[3:] == [(32, 1)] * 5
     assert machine.threads == 4  # restored
 
 
-def test_large_clips_go_one_by_one_on_all_threads_if_that_is_faster(monkeypatch):
-    passes = Machine(monkeypatch).run(16_000_000, lambda size, threads: size * 4.0 / threads)
-    assert {size for size, _ in passes} == {1} and passes[-1] == (1, 4)
+def test_all_threads_are_used_where_they_are_faster(monkeypatch):
+    passes = Machine(monkeypatch).run(2_000_000, lambda size, threads: size * 4.0 / threads)
+    assert passes == [(1, 4), (4, 1), (4, 4), *[(8, 4)] * 5]
+    # Nearly equal: each is tried twice, and one thread leaves the other cores alone.
+    passes = Machine(monkeypatch).run(2_000_000, lambda size, threads: size * (1.0 if threads == 1 else 0.95))
+    assert passes == [(1, 4), *[(4, 1), (4, 4)] * 2, *[(8, 1)] * 3]
+
+
+def test_large_clips_go_one_by_one_on_all_threads(monkeypatch):
+    passes = Machine(monkeypatch).run(16_000_000, lambda size, threads: 9.0)
+    assert passes == [(1, 4)] * 8
 
 
 def test_a_busy_machine_gets_one_thread_at_once(monkeypatch):

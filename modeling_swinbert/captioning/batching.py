@@ -11,11 +11,12 @@ import torch
 _VALUES_OF_A_BATCH_ON_CPU = 1 << 24
 _VALUES_OF_A_BATCH_ON_GPU = 1 << 26
 _LARGEST_BATCH = 32
-_TRIAL_BATCH = 8
+# Larger clips than fit into such a batch fill all cores.
+_TRIAL_BATCH = 4
 # Several threads must be faster than one by this factor: one leaves the other cores to other programs and the decoder.
 _WORTHWHILE_SPEEDUP = 1.1
-# By this factor they are so slow that another look is not worth its time.
-_HOPELESS_SLOWDOWN = 2.0
+# By this factor one number of threads is so much slower that another look is not worth its time.
+_CLEAR_SPEEDUP = 2.0
 
 
 def _is_busy() -> bool:
@@ -72,7 +73,8 @@ class MeasuredBatching(Batching):
 
     def __init__(self, device: torch.device, threads: int | None = None):
         super().__init__(1, threads)
-        self.largest = _TRIAL_BATCH
+        # How far clips are read ahead, in memory that is known to suffice for one clip only.
+        self.largest = 8
         self._available = torch.get_num_threads()
         self._values_of_a_batch = _VALUES_OF_A_BATCH_ON_CPU if device.type == "cpu" else _VALUES_OF_A_BATCH_ON_GPU
         chooses_threads = device.type == "cpu" and threads is None and self._available > 1
@@ -94,11 +96,11 @@ class MeasuredBatching(Batching):
             self._note(self._trials.pop(0), (time.perf_counter() - start) / len(num_values))
         self._is_first = False
         size = max(1, min(_LARGEST_BATCH, self._values_of_a_batch // max(num_values)))
+        if size < _TRIAL_BATCH:
+            self._trials.clear()
+        self.batch_size = _TRIAL_BATCH if self._trials else size
         if self._trials:
-            self.batch_size = min(_TRIAL_BATCH, size)
             torch.set_num_threads(self._trials[0])
-        else:
-            self.batch_size = size
 
     def _note(self, threads: int, seconds: float) -> None:
         """Keeps the seconds a clip of a trial, and ends the trials with the better number of threads."""
@@ -106,7 +108,7 @@ class MeasuredBatching(Batching):
         if len(self._seconds) < 2:
             return
         alone, together = self._seconds[1], self._seconds[self._available]
-        if together > _HOPELESS_SLOWDOWN * alone:
+        if max(alone, together) > _CLEAR_SPEEDUP * min(alone, together):
             self._trials.clear()
         if not self._trials:
             torch.set_num_threads(self._available if together * _WORTHWHILE_SPEEDUP < alone else 1)

@@ -70,14 +70,24 @@ class Destination:
                 writer.file_name(name)
         if self.write_beside:
             check_stems(readable, self.write_beside)
-        if self.output is None or self.journal is None:
-            return
-        if self.output.is_dir():
-            raise IsADirectoryError(f"Expected a file for --output, found the folder {self.output}.")
-        if self.output.exists() and not (self.journal / "settings.json").exists() and not self.overwrite:
+        if self.output is not None:
+            self._check_output(self.output, readable)
+
+    def _check_output(self, output: Path, clips: Sequence[str]) -> None:
+        for name in clips:
+            if os.path.abspath(output) == _absolute(name):
+                raise ValueError(f"--output {output} is a clip: name another file.")
+            if not is_url(name) and os.path.abspath(output) in {
+                os.path.abspath(beside(name, kind)) for kind in self.write_beside
+            }:
+                raise ValueError(f"--output {output} is also beside {name}: name another file.")
+        if output.is_dir():
+            raise IsADirectoryError(f"Expected a file for --output, found the folder {output}.")
+        is_recorded = self.journal is not None and (self.journal / "settings.json").exists()
+        if output.exists() and not is_recorded and not self.overwrite:
             raise FileExistsError(
-                f"{self.output} exists, and there is no record of how it was made: name another --output, or replace it"
-                " with --overwrite."
+                f"{output} exists, and there is no record of how it was made: name another --output, or replace it with"
+                " --overwrite."
             )
 
 
@@ -189,7 +199,7 @@ class Labelling:
         writer = make_writer(self.destination.output_format, output, only_caption)
         header, rows = writer.header, []
         start = time.perf_counter()
-        with contextlib.ExitStack() as stack:
+        with self._resumable(), contextlib.ExitStack() as stack:
             for caption in self._captions(captioner, captioning, summary, stack):
                 row = self._judged(caption)
                 rows.append(row)
@@ -204,6 +214,16 @@ class Labelling:
             if output is not None and captioner is not None:
                 write_text(output, writer.document(rows))
         return summary
+
+    @contextlib.contextmanager
+    def _resumable(self) -> Iterator[None]:
+        """Says after Ctrl-C that nothing is lost."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if (output := self.destination.output) is not None:
+                self.report(f"Stopped. The captions so far are kept, and the same command continues with {output}.")
+            raise
 
     # --- Captions, made now or before ---------------------------------------------------------------------------------
 

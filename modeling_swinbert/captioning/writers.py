@@ -6,7 +6,7 @@ import io
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,13 @@ def make_writer(output_format: str, output: Path | None = None, only_caption: bo
         return TextWriter(only_caption)
     if output_format == "metadata":
         return MetadataWriter(Path() if output is None else output.parent)
-    return {"jsonl": JsonLinesWriter, "csv": CsvWriter, "srt": SrtWriter, "vtt": VttWriter}[output_format]()
+    writers: dict[str, Callable[[], CaptionWriter]] = {
+        "jsonl": JsonLinesWriter,
+        "csv": CsvWriter,
+        "srt": SrtWriter,
+        "vtt": VttWriter,
+    }
+    return writers[output_format]()
 
 
 def write_text(file: Path, text: str) -> None:
