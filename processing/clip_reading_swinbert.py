@@ -54,7 +54,7 @@ class CaptionerFamily(ABC):
     frame_sampling: str
     video_backend: str
     prompt: str | None = None
-    generation: ClassVar[dict[str, Any]] = {}
+    generation: collections.abc.Mapping[str, Any] = {}
 
     @abstractmethod
     def __init__(self, config: Any, processor: Any): ...

@@ -181,12 +181,14 @@ def test_unexpected_failure_of_one_clip_is_reported_too(command, model, folder):
 def test_options_reach_model_and_clip(command, model, folder):
     options = (
         "--model some/name --num-frames 8 --start 1.5 --end 3 --beams 4 --max-length 12 --device cpu --dtype float32"
+        " --fps 2.5 --prompt what? --load-in 4bit"
     )
     assert command("caption", folder / "b.mp4", *options.split(), "--revision", "v1").exit_code == 0
     assert model["clips"] == [{"video": str(folder / "b.mp4"), "start": 1.5, "end": 3.0}]
     assert model["model"] == "some/name" and model["revision"] == "v1"
     assert (model["device"], model["dtype"]) == ("cpu", "float32")
     assert (model["num_frames"], model["num_beams"], model["max_length"]) == (8, 4, 12)
+    assert (model["fps"], model["prompt"], model["load_in"]) == (2.5, "what?", "4bit")
     command("caption", folder / "b.mp4")
     assert (model["model"], model["num_beams"], model["max_length"]) == (None, None, None)
 
@@ -197,6 +199,7 @@ def test_options_reach_model_and_clip(command, model, folder):
         ("--start 3 --end 3", "--start 3 must be before --end 3"),
         ("--num-frames 0", "--num-frames"),
         ("--beams 0", "--beams"),
+        ("--load-in 3bit", "--load-in"),
         ("--device nonsense", "auto, cpu, cuda"),
         ("--format xml", "xml"),
     ],

@@ -108,8 +108,6 @@ def test_the_bundled_model_has_a_name(tmp_path):
     result = command("caption", clip, "--model", "moving-shapes", "--device", "cpu")
     assert (result.exit_code, result.stderr) == (0, "") and "red cross" in result.stdout
     assert "SwinBertForVideoCaptioning" in command("info", "moving-shapes").stdout
-    refused = command("harden", "moving-shapes", "--output", tmp_path / "hard", "--threshold", 0.5)
-    assert "no such folder" not in refused.stderr and "moving-shapes" not in refused.stderr.split("Next:")[0][:30]
     for argument in ("model", "mask"):
         words = [f"--{argument}", "moving-shapes", "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "run")]
         assert getattr(parse_arguments(words)[0], argument) == swinbert.bundled_model()

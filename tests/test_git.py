@@ -111,6 +111,29 @@ def test_decoded_clips(pipe, clips):
         assert texts([pipe(file)]) == texts([expected])
 
 
+def test_a_prompt_is_the_beginning_of_the_caption(pipe, folder, clips):
+    processor, model = pipe.processor, pipe.model
+    ids = torch.tensor([[101, *processor.tokenizer("the red dog", add_special_tokens=False).input_ids]])
+    pixels = processor(images=six_frames(clips[0]), return_tensors="pt").pixel_values.reshape(1, 6, 3, 32, 32)
+    expected = model.generate(pixel_values=pixels, input_ids=ids, max_length=51)
+    (result,) = pipe(clips[0], prompt="the red dog")
+    assert result["generated_text"] == processor.batch_decode(expected, skip_special_tokens=True)[0]
+    assert result["generated_text"].startswith("the red dog ") and result != pipe(clips[0])[0]
+    with torch.no_grad():
+        logits = model(input_ids=expected, pixel_values=pixels).logits[0, -expected.shape[1] :].log_softmax(-1)
+    words = logits[ids.shape[1] - 1 : -1].gather(-1, expected[0, ids.shape[1] :, None])
+    assert result["score"] == pytest.approx(words.mean().item(), abs=1e-5), "the prompt has no score"
+    together = pipe([*clips], prompt="the red dog", batch_size=2)
+    assert texts(together) == texts([pipe(clip, prompt="the red dog") for clip in clips])
+
+
+def test_frames_per_second_are_refused(pipe, clips):
+    with pytest.raises(ValueError, match="6 frames .*whatever its length"):
+        pipe(clips[0], fps=2.0)
+    with pytest.raises(ValueError, match="exclude each other"):
+        pipe(clips[0], fps=2.0, num_frames=3)
+
+
 @pytest.mark.parametrize("num_frames", [7, 32])
 def test_more_frames_than_embeddings_are_refused(pipe, folder, clips, num_frames):
     with pytest.raises(ValueError, match=f"6 frames .*got num_frames={num_frames}.*at most 6"):

@@ -470,6 +470,32 @@ def test_wrong_use_says_what_is_right(pipe, clip, options, complaint):
         pipe(clip, **options)
 
 
+def test_a_prompt_is_the_beginning_of_the_caption(pipe, clips, alone):
+    ids = torch.tensor([[101, *pipe.processor.tokenizer("word110 word120", add_special_tokens=False).input_ids]])
+    pixels = pipe.processor(videos=str(clips[0]), return_tensors="pt").pixel_values_videos
+    expected = pipe.model.generate(pixel_values_videos=pixels, input_ids=ids)
+    (result,) = pipe(clips[0], prompt="word110 word120")
+    assert result["generated_text"] == pipe.processor.batch_decode(expected, skip_special_tokens=True)[0]
+    assert result["generated_text"].startswith("word110 word120 ") and [result["generated_text"]] != alone[0]
+    together = pipe(clips, prompt="word110 word120", batch_size=3)
+    assert texts(together) == texts([pipe(clip, prompt="word110 word120") for clip in clips])
+    assert len(pipe(clips[0], prompt="word110 word120", num_beams=3, num_return_sequences=2)) == 2
+
+
+def test_frames_per_second(pipe, clips):
+    """25 frames at 10 a second: two frames of each second are five."""
+    assert pipe.preprocess({"video": clips[0]}, fps=2.0)["pixel_values_videos"].shape[1] == 5
+    assert pipe(clips[0], fps=2.0) == pipe(clips[0], num_frames=5) != pipe(clips[0], num_frames=4)
+    row = {"video": clips[0], "num_frames": 4}
+    assert pipe(row, fps=2.0) == pipe(row), "what a clip brings comes first"
+    with pytest.raises(ValueError, match="exclude each other"):
+        pipe(clips[0], fps=2.0, num_frames=4)
+    with pytest.raises(ValueError, match="positive"):
+        pipe(clips[0], fps=0)
+    with pytest.raises(ValueError, match="learned on 8 frames"):
+        make_pipeline("soft")(clips[0], fps=2.0)
+
+
 def test_other_numbers_of_frames(pipe, clips):
     """A model without a sparse mask captions clips of any length, but not in one batch."""
     frames, _ = decode_video(clips[0], num_frames=4)
