@@ -285,9 +285,10 @@ class StreamDecoder:
                     nearest[away < distance] = frame
                     distance = np.minimum(distance, away)
             if None not in nearest:
-                if self._deinterlace:  # by themselves, since their neighbours may be damaged
-                    nearest = [frame for only in nearest for _, frame in deinterlace_frames([(0, only)])]
-                pictures = [self.pictures.convert(frame) for frame in nearest]
+                found: list[Any] = list(nearest)
+                if self._deinterlace:  # each alone, since its neighbours may be damaged
+                    found = [frame for only in found for _, frame in deinterlace_frames([(0, only)])]
+                pictures = [self.pictures.convert(frame) for frame in found]
                 replaced = {number for number, away in zip(lost, distance, strict=True) if away}
                 return dict(zip(lost, pictures, strict=True)), len(replaced - {timeline.truncated_frame})
         raise VideoDecodeError(

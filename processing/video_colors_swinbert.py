@@ -28,7 +28,7 @@ _D65 = (0.3127, 0.3290)
 _SOURCE_PEAK, _WHITE = 1000.0, 203.0  # cd/m2
 
 
-def _pq_inverse(light: np.ndarray) -> np.ndarray:
+def _pq_inverse(light: np.ndarray | float) -> np.ndarray:
     """Signal in [0, 1] of light in cd/m2 (ST 2084, 5.2)."""
     power = (np.asarray(light) / 10000) ** (2610 / 16384)
     return ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
@@ -49,8 +49,8 @@ def _hlg(signal: np.ndarray) -> np.ndarray:
 
 def _tone_curve(light: np.ndarray) -> np.ndarray:
     """Light below `_WHITE` for light in cd/m2 (BT.2390, 5.4.1, of black 0)."""
-    peak = _pq_inverse(np.float64(_SOURCE_PEAK))
-    signal, white = (_pq_inverse(light) / peak).clip(0, 1), _pq_inverse(np.float64(_WHITE)) / peak
+    peak = _pq_inverse(_SOURCE_PEAK)
+    signal, white = (_pq_inverse(light) / peak).clip(0, 1), _pq_inverse(_WHITE) / peak
     knee = 1.5 * white - 0.5
     t = (signal - knee) / (1 - knee)
     spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * white

@@ -96,12 +96,13 @@ def deinterlace_frames(frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int,
     Numbers and frames, deinterlaced by FFmpeg's `bwdif`, which also looks at the frames before and after: in a run of
     consecutive numbers, all but the first and the last are as if the whole video were filtered.
     """
-    graph, properties, numbers = None, None, [-1]
+    graph: Any = None
+    properties, numbers = None, [-1]
 
     def pull() -> Iterator[tuple[int, Any]]:
         with contextlib.suppress(BlockingIOError, EOFError):
             while True:
-                frame = graph.pull()  # type: ignore[union-attr]
+                frame = graph.pull()
                 yield numbers.pop(0), frame
 
     for number, frame in frames:

@@ -145,7 +145,7 @@ def _read_row(row: Mapping[str, Any], video_processor: Any) -> dict[str, Any]:
         raise ValueError(f"Expected a row with `caption`, a text or a list of texts, found the columns {list(row)}.")
     untouched = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), False)
     frames = video_processor(
-        clip_source(row), start=row.get("start"), end=row.get("end"), return_tensors="pt", **untouched
+        clip_source(dict(row)), start=row.get("start"), end=row.get("end"), return_tensors="pt", **untouched
     )["pixel_values_videos"][0]
     return {"frames": frames.permute(0, 2, 3, 1).numpy(), "captions": captions, "seed": (random.getrandbits(32),)}
 
