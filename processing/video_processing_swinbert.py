@@ -366,7 +366,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
 
 def _check_sampling(videos: Any, num_frames: Any, fps: Any) -> None:
     check_num_frames(videos, num_frames)
-    if fps is not None and not (isinstance(fps, numbers.Real) and 0 < fps < float("inf")):
+    if fps is not None and not (isinstance(fps, numbers.Real) and 0 < float(fps) < float("inf")):
         raise VideoDecodeError(videos, "bad_sampling", f"expected a positive `fps`, found {fps!r}.")
 
 
@@ -465,7 +465,7 @@ def _as_torch_has_it(array: np.ndarray) -> np.ndarray:
     """An array of numbers with the machine's byte order, a type of torch, and no negative strides."""
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind == "u" and size >= 4:
-        dtype = np.dtype(np.int64)
+        dtype: np.dtype = np.dtype(np.int64)
     elif kind == "f" and size > 8:
         dtype = np.dtype(np.float64)
     else:

@@ -101,7 +101,7 @@ def _is_record(source: Any) -> bool:
 
 def _as_record(source: Any) -> Any:
     """The record of the file that `datasets` leaves on a decoder which it opened, if we can read the file; `source`."""
-    record = getattr(source, "_hf_encoded", None)
+    record: Any = getattr(source, "_hf_encoded", None)
     if _is_record(record) and (record.get("bytes") is not None or _can_be_opened(record["path"])):
         return record
     return source
