@@ -51,7 +51,7 @@ def _listed_on_stdin() -> Iterator[tuple[str, str | None]]:
 def _find(name: str) -> Iterator[tuple[str, str | None]]:
     """(file or URL, `None`), or (name, why there is nothing to caption)."""
     if not name.strip():
-        yield name, "expected the name of a file, folder or URL, found an empty one"
+        yield repr(name), "expected the name of a file, folder or URL, found an empty one"
     elif is_url(name) or is_content(name) or os.path.exists(name) and not os.path.isdir(name):
         yield name, None  # content instead of a name is refused by whoever reads it
     elif os.path.isdir(name):
