@@ -387,3 +387,15 @@ def test_the_file_of_a_decoder_is_read_where_datasets_names_it(path):
     assert torch.equal(pixels_of(decoder), pixels_of(path)) and not decoder.asked
     decoder._hf_encoded = {"path": "hf://datasets/somebody/clips/clip.mp4", "bytes": None}
     assert pixels_of(decoder).shape == (1, 4, 3, 32, 32) and decoder.asked
+
+
+def test_rows_of_a_videofolder_as_they_come(decoder, path, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "clip.mp4").write_bytes(path.read_bytes())
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "clip.mp4", "caption": "a cat"}\n')
+    rows = datasets.load_dataset(
+        "videofolder", data_dir=str(tmp_path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert type(rows[0]["video"]) is type(decoder)
+    expected = pixels_of(path)
+    assert torch.equal(pixels_of(rows[0]["video"]), expected) and torch.equal(pixels_of(rows["video"]), expected)
