@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from transformers.utils import logging
 
-from .video_pictures_swinbert import PictureConverter, deinterlace_frames
+from .video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
 from .video_sources_swinbert import VideoDecodeError
 from .video_timeline_swinbert import VideoTimeline, read_timeline
 
@@ -195,6 +195,7 @@ class StreamDecoder:
         self._deinterlace, self._is_interlaced = deinterlace, False
         self._file = contextlib.ExitStack()
         self._num_pixels = 0  # decoded so far
+        self._has_blank_frames = False
         self._output: deque[tuple[int, Any]] = deque()  # decoded frames that nobody has taken yet, with their numbers
         self._open()
         try:
@@ -276,24 +277,38 @@ class StreamDecoder:
         everything = [(0, len(timeline.packets) - 1)]
         for spans in (_spans(timeline, np.asarray(lost), whole_groups=True), everything):
             distance: np.ndarray = np.full(len(lost), np.iinfo(np.int64).max)
-            nearest: np.ndarray = np.full(len(lost), None, dtype=object)
+            nearest: list[np.ndarray | None] = [None] * len(lost)
             self._open()
             for first, last in spans:
                 self._restart(first)
                 for number, frame in self._decode_packets(last, skip_none):
                     away = np.abs(timeline.pts[lost] - timeline.pts[number])
-                    nearest[away < distance] = frame
-                    distance = np.minimum(distance, away)
-            if None not in nearest:
-                found: list[Any] = list(nearest)
-                if self._deinterlace:  # each alone, since its neighbours may be damaged
-                    found = [frame for only in found for _, frame in deinterlace_frames([(0, only)])]
-                pictures = [self.pictures.convert(frame) for frame in found]
+                    nearer = np.flatnonzero(away < distance)
+                    if len(nearer) and (picture := self._picture_by_itself(frame)) is not None:
+                        distance[nearer] = away[nearer]
+                        for position in nearer:
+                            nearest[position] = picture
+            pictures = {number: picture for number, picture in zip(lost, nearest, strict=True) if picture is not None}
+            # A group whose key frame is damaged has blank frames, unless the group before it is decoded too.
+            if len(pictures) == len(lost) and (spans is everything or not self._has_blank_frames):
                 replaced = {number for number, away in zip(lost, distance, strict=True) if away}
-                return dict(zip(lost, pictures, strict=True)), len(replaced - {timeline.truncated_frame})
+                return pictures, len(replaced - {timeline.truncated_frame})
         raise VideoDecodeError(
             self._name, "undecodable", f"expected frames, found {len(skip_none)} packets of which none can be decoded."
         )
+
+    def picture(self, frame: Any) -> np.ndarray | None:
+        """See [`PictureConverter`]; `None` for a frame whose damaged header says what cannot be."""
+        try:
+            return self.pictures.convert(frame)
+        except (av.error.FFmpegError, ValueError):
+            return None
+
+    def _picture_by_itself(self, frame: Any) -> np.ndarray | None:
+        """Deinterlaced without its neighbours, which may be damaged."""
+        if self._deinterlace and frame.interlaced_frame:
+            ((_, frame),) = deinterlace_frames([(0, frame)])
+        return self.picture(frame)
 
     def _open(self, num_threads: int = 1) -> None:
         """Opens the file at its beginning, anew if it is open. FFmpeg chooses the number of threads if it is 0."""
@@ -365,7 +380,10 @@ class StreamDecoder:
             self._is_continuous = False
             return
         for frame in frames:
-            if (number := self._number(frame)) is not None:
+            number = self._number(frame)
+            if is_blank(frame):
+                self._has_blank_frames = True
+            elif number is not None:
                 self._output.append((number, frame))
 
     def _number(self, frame: Any) -> int | None:

@@ -240,8 +240,8 @@ class VideoReader:
             return 0
         position_of = {int(number): position for position, number in enumerate(wanted)}
         for number, frame in self._decoder.frames(wanted, to_be_continued):
-            if number in position_of:
-                buffer.put(position_of.pop(number), self._decoder.pictures.convert(frame))
+            if number in position_of and (picture := self._decoder.picture(frame)) is not None:
+                buffer.put(position_of.pop(number), picture)
             if not position_of:
                 return 0
         pictures, num_replaced = self._decoder.replacements(sorted(position_of))

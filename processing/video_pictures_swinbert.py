@@ -32,6 +32,7 @@ _MAX_PIXEL_ASPECT = 4
 _SQUARE_TOLERANCE = 0.01
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _BACKGROUND = 255  # white
+_BLANK = 0.9  # share of grey pixels from which on nothing of a corrupt frame is to be seen
 
 # --- Orientation ------------------------------------------------------------------------------------------------------
 
@@ -239,9 +240,24 @@ def _blend(rgba: np.ndarray) -> np.ndarray:
     return ((rgba[..., :3] * alpha + (255 - alpha) * _BACKGROUND + 127) // 255).astype(np.uint8)
 
 
+def is_blank(frame: Any) -> bool:
+    """
+    Whether FFmpeg marks a frame as corrupt and hardly decoded any of it, so that it is of middle grey. It also marks
+    frames of which it repaired a few blocks.
+    """
+    if not frame.is_corrupt:
+        return False
+    plane, bits = frame.planes[0], frame.format.components[0].bits
+    if bits > 8:
+        luma = _read_plane(plane, plane.width) >> (bits - 8)
+    else:
+        luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    return bool(((luma >= 126) & (luma <= 130)).mean() > _BLANK)
+
+
 def _read_plane(plane: Any, width: int) -> np.ndarray:
     """(H, `width`) uint16, without the padding at the end of each line."""
     return np.frombuffer(plane, "<u2").reshape(plane.height, plane.line_size // 2)[:, :width]
 
 
-__all__ = ["PictureConverter", "deinterlace_frames", "read_orientation"]
+__all__ = ["PictureConverter", "deinterlace_frames", "is_blank", "read_orientation"]

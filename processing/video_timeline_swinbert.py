@@ -333,7 +333,8 @@ def _truncated_frame(packets: np.ndarray, packet_of_frame: np.ndarray) -> int | 
     """The frame of the last packet, if the end of the file cuts through it. Other corrupt packets are damage."""
     if not packets["is_corrupt"][-1] or packets["is_hidden"][-1]:
         return None
-    return int(np.flatnonzero(packet_of_frame == len(packets) - 1)[0])
+    frames = np.flatnonzero(packet_of_frame == len(packets) - 1)  # none, if another packet has its time stamp
+    return int(frames[0]) if len(frames) else None
 
 
 def read_timeline(

@@ -258,7 +258,7 @@ def assert_same_frames(path, backend, wanted):
     except VideoDecodeError as error:
         assert error.kind == "backend"
         pytest.skip(f"{backend} cannot read it: {error.message[:100]}")
-    assert metadata.frame_times == moments.frame_times and metadata.video_backend == backend
+    assert metadata.frame_times == moments.frame_times and metadata.video_backend in (backend, "pyav")
     assert frames.shape == expected.shape
     # Conversions to RGB differ by up to 1.5 on average between versions of FFmpeg.
     assert np.abs(frames.astype(int) - expected).mean(axis=(1, 2, 3)).max() < 2
@@ -453,3 +453,25 @@ def test_broken_files_of_the_corpus(name):
     else:
         _, metadata = decode_video(path, **eighths)
         assert (metadata.total_num_frames, metadata.missing_frames) == (expected["n_frames"], expected["missing"])
+
+
+MUTANTS = {  # number of frames, of which some are missing, or the kind of the error
+    "stream_appears_while_reading.ts": 118,
+    "oserror_95.ts": "undecodable",
+    "no_packet_of_last_frame.mp4": 30,
+    "only_frame_is_corrupt.mp4": "undecodable",
+    "grey_frames_marked_corrupt.mp4": 18,
+}
+
+
+@needs_corpus
+@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.filterwarnings("ignore:.*could not be decoded")
+def test_mutants_of_the_corpus(name):
+    path = SHARED / "fuzz" / name
+    if isinstance(MUTANTS[name], str):
+        assert error_kind(path) == MUTANTS[name]
+    else:
+        frames, metadata = decode_video(path)
+        assert metadata.total_num_frames == MUTANTS[name] and metadata.missing_frames > 0
+        assert error_kind(path, strict=True) == "undecodable"
