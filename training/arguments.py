@@ -6,6 +6,7 @@ swinbert train recipe.yaml --learning_rate 1e-4 --config.hidden_size 256
 import argparse
 import difflib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -239,7 +240,8 @@ class _Parser(HfArgumentParser):
                 action.help = argparse.SUPPRESS  # the same as `--name false`
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"swinbert: {message}. `swinbert train --help` lists all arguments.\n")
+        print(f"swinbert: {message}. `swinbert train --help` lists all arguments.", file=sys.stderr)
+        sys.exit(2)
 
 
 def _unknown(where: str, unknown: Sequence[str], names: Iterable[str]) -> str:
