@@ -102,6 +102,16 @@ def test_random_crops_are_those_of_the_whole_clip(folder, dataset):
     assert not all(torch.allclose(*pair, atol=0.1) for pair in zip(places, centres, strict=True))
 
 
+def test_rows_of_any_dataset(folder, dataset):
+    clip = load_clips(dataset, "train")[0]
+    ours, _ = batch_of(folder, dataset, [0], captions_per_clip=2)
+    model, processor, _ = loaded(folder)
+    collator = GitTraining().collator(model, processor, DataArguments(str(dataset), captions_per_clip=2))
+    theirs = collator([{"video": clip["video"]["path"], "caption": clip["captions"]}])
+    torch.testing.assert_close(theirs["pixel_values"], ours["pixel_values"], rtol=0, atol=0)
+    assert set(ours) - set(theirs) == {"index"} and len(theirs["labels"]) == 2
+
+
 def test_a_model_of_single_images(tmp_path, dataset):
     folder = write_git_folder(tmp_path, num_image_with_embedding=None, image_processor_type="CLIPImageProcessor")
     batch, _ = batch_of(folder, dataset, [0])

@@ -246,7 +246,7 @@ class _Parser(HfArgumentParser):
                 action.help = argparse.SUPPRESS  # the same as `--name false`
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"swinbert: {message}. `swinbert train --help` lists all arguments.\n")
+        print(f"swinbert: {message}. `swinbert train --help` lists all arguments.", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,7 +1,7 @@
 """Batches of clips and captions: tokenisation, masking and labels."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ class CaptionCollator:
         return video_processor(crops, do_resize=False, do_center_crop=False, **settings)["pixel_values_videos"]
 
 
-def _read_row(row: Mapping[str, Any], video_processor: Any) -> dict[str, Any]:
+def _read_row(row: dict[str, Any], video_processor: Any) -> dict[str, Any]:
     """A row of any dataset as an item of `ClipDataset`, with a random seed and without an index."""
     if row.get("video") is None:
         raise ValueError(

@@ -82,12 +82,11 @@ def read_metadata(dataset: Path, file: Path) -> Iterator[dict[str, Any]]:
             if name is None:
                 raise ValueError(f"expected an object with `file_name`, found {list(row)}")
             path = path_inside(folder, row[name])
-            video = {"path": path, "bytes": None}
             row = {key: value for key, value in row.items() if key not in TAR_COLUMNS and key != name}
             row["file_name"] = (inner / Path(path).relative_to(folder)).as_posix()
             if row.get("split") is None and inner.parts:
                 row["split"] = split_of(inner / "clip")
-            yield clean_row({**row, "video": video})
+            yield clean_row({**row, "video": {"path": path, "bytes": None}})
         except ValueError as error:
             errors.append(f"{place}: {error}")
     if errors:
