@@ -171,8 +171,10 @@ class VideoCaptioningPipeline(Pipeline):
         return {name: value for name, value in self._preprocess_params.items() if name != "on_error"}
 
     def preprocess(self, clip, on_error="raise", **sampling) -> dict[str, Any]:
-        """See `read_clip`."""
-        return read_clip(self.family, clip, on_error, **sampling)
+        """Inputs of `forward` for one clip: see `read_clip`."""
+        inputs = read_clip(self.family, clip, on_error, **sampling)
+        inputs.pop("duration", None)
+        return inputs
 
     def _forward(self, model_inputs, **generate_kwargs) -> dict[str, list]:
         """Lists over clips: `sequences` (R, L) and `scores` (R,) of those that were read, `error` of the others."""

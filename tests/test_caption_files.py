@@ -144,6 +144,7 @@ def test_a_caption_has_the_duration_of_its_video(git, clips):
     whole, part, bad = captions([clips[0], Clip(clips[0], 1.0, 2.0), __file__], captioner)
     assert (whole.duration, part.duration, bad.duration) == (2.5, 2.5, None)
     assert (whole.error_kind, bad.error_kind) == (None, "not_video")
+    assert captioner.postprocess(captioner.forward(captioner.preprocess(clips[0])))[0]["generated_text"] == whole.text
     shapes = load_captioner("moving-shapes", device="cpu", dtype="float32", max_length=6)
     assert [each.duration for each in captions([clips[0]], shapes)] == [2.5]
 
