@@ -61,33 +61,39 @@ def load_captioner(
         parameters["device_map"] = device
     else:
         parameters["device"] = device
-    was_cached = is_cached(name, revision)
-    with explained(name):
-        try:
-            captioner = pipeline(
-                "video-captioning",
-                model=name,
-                # Ours, whatever pipeline code the model brings along.
-                pipeline_class=VideoCaptioningPipeline,
-                dtype=compute_dtype,
-                # `None` would ask on the terminal.
-                trust_remote_code=trust_remote_code,
-                revision=revision,
-                **parameters,
-            )
-        except OSError as error:
-            if name != DEFAULT_MODEL or was_cached:
-                raise
-            raise LoadingError(
-                f"The default model, {name} of the Hub, is not in the cache and could not be downloaded. Connect to the"
-                " network, name the folder of a model (--model DIR), or use the bundled model, which knows moving"
-                f" shapes alone (--model {BUNDLED_MODEL})."
-            ) from error
+    with explained(name), _default_model_explained(name, revision):
+        captioner = pipeline(
+            "video-captioning",
+            model=name,
+            # Ours, whatever pipeline code the model brings along.
+            pipeline_class=VideoCaptioningPipeline,
+            dtype=compute_dtype,
+            # `None` would ask on the terminal.
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            **parameters,
+        )
         if dtype == "int8":
             quantize_linear(captioner.model)
     captioner.model_revision = _commit(name, revision)
     captioner.load_in = None if load_in is None else str(load_in)
     return captioner
+
+
+@contextmanager
+def _default_model_explained(name: str, revision: str | None) -> Iterator[None]:
+    """Names the ways on where the default model cannot be downloaded."""
+    is_missing = name == DEFAULT_MODEL and not is_cached(name, revision)
+    try:
+        yield
+    except OSError as error:
+        if not is_missing:
+            raise
+        raise LoadingError(
+            f"The default model, {name} of the Hub, is not in the cache and could not be downloaded. Connect to the"
+            " network, name the folder of a model (--model DIR), or use the bundled model, which knows moving shapes"
+            f" alone (--model {BUNDLED_MODEL})."
+        ) from error
 
 
 def _quantization(load_in: str, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig:

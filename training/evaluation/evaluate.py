@@ -33,8 +33,14 @@ def clips_to_caption(clips: EvaluationClips, journal: CaptionJournal) -> list[in
 
 def _write_captions(
     stream: Iterable[Caption], clips: EvaluationClips, numbers: Sequence[int], journal: CaptionJournal
-) -> None:
-    """Writes each caption of the stream into the journal, and warns of clips that could not be captioned."""
+) -> dict[str, float]:
+    """
+    Writes each caption of the stream into the journal, and warns of clips that could not be captioned.
+
+    Returns:
+        `seconds_per_clip`, if there are clips.
+    """
+    started = time.perf_counter()
     try:
         for number, caption in zip(numbers, progress(stream, "Captioning", len(numbers)), strict=True):
             # Further digits depend on the other clips of a batch.
@@ -49,6 +55,8 @@ def _write_captions(
             f"{reason}. The captions so far are in {journal.file}, and the same command continues from there;"
             " --batch-size and --num-workers may differ."
         ) from error
+    seconds = time.perf_counter() - started
+    return {"seconds_per_clip": round(seconds / len(numbers), 4)} if numbers else {}
 
 
 def evaluate(
@@ -96,9 +104,7 @@ def evaluate(
         stream = captions(
             clips, captioner, batch_size=batch_size, num_workers=num_workers, only=numbers, do_sample=False
         )
-        started = time.perf_counter()
-        _write_captions(stream, clips, numbers, journal)
-        seconds = time.perf_counter() - started
+        speed = _write_captions(stream, clips, numbers, journal)
         journal.sort(clips.ids)
         lines = [journal.lines[name] for name in clips.ids[: clips.number]]
     result = Evaluation(
@@ -108,7 +114,7 @@ def evaluate(
         summary={
             "split": clips.split,
             **({"limit": clips.number} if clips.number < len(clips) else {}),
-            **({"seconds_per_clip": round(seconds / len(numbers), 4)} if numbers else {}),
+            **speed,
         },
         left_out=left_out,
         folder=folder,
