@@ -111,11 +111,7 @@ def evaluate(
         captions={line["id"]: line["caption"] for line in lines if line["caption"] is not None},
         missing={line["id"]: line["error"] for line in lines if line["caption"] is None},
         references=clips.references,
-        summary={
-            "split": clips.split,
-            **({"limit": clips.number} if clips.number < len(clips) else {}),
-            **speed,
-        },
+        summary={"split": clips.split, **({"limit": clips.number} if clips.number < len(clips) else {}), **speed},
         left_out=left_out,
         folder=folder,
     )
