@@ -18,6 +18,7 @@ from swinbert.captioning.loading import choose_dtype
 from swinbert.cli import app
 from swinbert.cli.messages import lines_and_progress
 from swinbert.processing import VideoDecodeError
+from swinbert.processing.clip_reading_swinbert import concatenate
 from swinbert.version import __version__
 
 
@@ -43,6 +44,7 @@ class StandIn:
     """What the stream of captions needs of a pipeline."""
 
     device, sampling = torch.device("cpu"), {}
+    collate = staticmethod(concatenate)
 
     def __init__(self, seen):
         self.family, self.clips = self, seen.setdefault("clips", [])
@@ -200,6 +202,7 @@ def test_options_reach_model_and_clip(command, model, folder):
         ("--num-frames 0", "--num-frames"),
         ("--beams 0", "--beams"),
         ("--load-in 3bit", "--load-in"),
+        ("--fps 0", "--fps"),
         ("--device nonsense", "auto, cpu, cuda"),
         ("--format xml", "xml"),
     ],
@@ -208,6 +211,11 @@ def test_wrong_usage_exits_with_2(command, folder, options, complaint):
     result = command("caption", folder / "b.mp4", *options.split())
     assert result.exit_code == 2 and complaint in " ".join(result.stderr.split())
     assert result.stdout == ""
+
+
+def test_frames_are_counted_in_one_way(command, folder, git):
+    result = command("caption", folder / "b.mp4", "--model", git, "--num-frames", 4, "--fps", 2)
+    assert result.exit_code == 2 and "--num-frames 4" in result.stderr and "--fps 2" in result.stderr
 
 
 def test_cuda_on_a_machine_without_it(command, folder, monkeypatch):

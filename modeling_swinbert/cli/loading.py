@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 def load_captioner_or_exit(model: str | None, **options: Any) -> "VideoCaptioningPipeline":
     """`load_captioner` with the options of a command; those that are `None` are left out. Downloads are announced."""
+    num_frames, fps = options.get("num_frames"), options.get("fps")
+    if num_frames is not None and fps is not None:
+        raise typer.BadParameter(f"Expected one of --num-frames {num_frames} and --fps {fps:g}, got both.")
     quiet_libraries()
     from swinbert.captioning.loading import DEFAULT_MODEL, LoadingError, download_size, find_model, load_captioner
 

@@ -33,10 +33,12 @@ def clips_to_caption(clips: EvaluationClips, journal: CaptionJournal) -> list[in
 
 def _write_captions(
     stream: Iterable[Caption], clips: EvaluationClips, numbers: Sequence[int], journal: CaptionJournal
-) -> float:
+) -> dict[str, float]:
     """
-    Writes each caption of the stream into the journal, and warns of clips that could not be captioned; returns how many
-    seconds it took.
+    Writes each caption of the stream into the journal, and warns of clips that could not be captioned.
+
+    Returns:
+        `seconds_per_clip`, if there are clips.
     """
     started = time.perf_counter()
     try:
@@ -52,7 +54,8 @@ def _write_captions(
             f"{reason}. The captions so far are in {journal.file}, and the same command continues from there;"
             " --batch-size and --num-workers may differ."
         ) from error
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return {"seconds_per_clip": round(seconds / len(numbers), 4)} if numbers else {}
 
 
 def evaluate(
@@ -97,20 +100,17 @@ def evaluate(
             warnings.warn(
                 f"{known} of {clips.number} clips have their captions in {journal.file} already.", stacklevel=2
             )
-        reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
-        stream = captions(clips, captioner, only=numbers, do_sample=False, **reading)
-        seconds = _write_captions(stream, clips, numbers, journal)
+        stream = captions(
+            clips, captioner, batch_size=batch_size, num_workers=num_workers, only=numbers, do_sample=False
+        )
+        speed = _write_captions(stream, clips, numbers, journal)
         journal.sort(clips.ids)
         lines = [journal.lines[name] for name in clips.ids[: clips.number]]
     result = Evaluation(
         captions={line["id"]: line["caption"] for line in lines if line["caption"] is not None},
         missing={line["id"]: line["error"] for line in lines if line["caption"] is None},
         references=clips.references,
-        summary={
-            "split": clips.split,
-            **({"limit": clips.number} if clips.number < len(clips) else {}),
-            **({"seconds_per_clip": round(seconds / len(numbers), 4)} if numbers else {}),
-        },
+        summary={"split": clips.split, **({"limit": clips.number} if clips.number < len(clips) else {}), **speed},
         left_out=left_out,
         folder=folder,
     )
