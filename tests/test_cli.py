@@ -45,6 +45,7 @@ class StandIn:
 
     device, sampling = torch.device("cpu"), {}
     collate = staticmethod(concatenate)
+    collate = staticmethod(concatenate)
 
     def __init__(self, seen):
         self.family, self.clips = self, seen.setdefault("clips", [])
