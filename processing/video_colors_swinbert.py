@@ -49,8 +49,8 @@ def _hlg(signal: np.ndarray) -> np.ndarray:
 
 def _tone_curve(light: np.ndarray) -> np.ndarray:
     """Light below `_WHITE` for light in cd/m2 (BT.2390, 5.4.1, of black 0)."""
-    peak = _pq_inverse(np.float64(_SOURCE_PEAK))
-    signal, white = (_pq_inverse(light) / peak).clip(0, 1), _pq_inverse(np.float64(_WHITE)) / peak
+    peak = _pq_inverse(np.array(_SOURCE_PEAK))
+    signal, white = (_pq_inverse(light) / peak).clip(0, 1), _pq_inverse(np.array(_WHITE)) / peak
     knee = 1.5 * white - 0.5
     t = (signal - knee) / (1 - knee)
     spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * white

@@ -97,22 +97,26 @@ def deinterlace_frames(frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int,
     Numbers and frames, deinterlaced by FFmpeg's `bwdif`, which also looks at the frames before and after: in a run of
     consecutive numbers, all but the first and the last are as if the whole video were filtered.
     """
-    graph, properties, numbers = None, None, [-1]
+    graph: Any = None
+    properties: tuple | None = None
+    numbers: list[int] = []
+    latest = -1
 
     def pull() -> Iterator[tuple[int, Any]]:
         with contextlib.suppress(BlockingIOError, EOFError):
             while True:
-                frame = graph.pull()  # type: ignore[union-attr]
+                frame = graph.pull()
                 yield numbers.pop(0), frame
 
     for number, frame in frames:
         found = frame.width, frame.height, frame.format.name
-        if graph is None or number != numbers[-1] + 1 or found != properties:
+        if graph is None or number != latest + 1 or found != properties:
             if graph is not None:
                 graph.push(None)
                 yield from pull()
             graph, properties, numbers = _start_bwdif(frame), found, []
         numbers.append(number)
+        latest = number
         graph.push(frame)
         yield from pull()
     if graph is not None:
