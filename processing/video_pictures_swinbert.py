@@ -98,7 +98,9 @@ def deinterlace_frames(frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int,
     consecutive numbers, all but the first and the last are as if the whole video were filtered.
     """
     graph: Any = None
-    properties, numbers = None, [-1]
+    properties: tuple | None = None
+    numbers: list[int] = []
+    latest = -1
 
     def pull() -> Iterator[tuple[int, Any]]:
         with contextlib.suppress(BlockingIOError, EOFError):
@@ -108,12 +110,13 @@ def deinterlace_frames(frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int,
 
     for number, frame in frames:
         found = frame.width, frame.height, frame.format.name
-        if graph is None or number != numbers[-1] + 1 or found != properties:
+        if graph is None or number != latest + 1 or found != properties:
             if graph is not None:
                 graph.push(None)
                 yield from pull()
             graph, properties, numbers = _start_bwdif(frame), found, []
         numbers.append(number)
+        latest = number
         graph.push(frame)
         yield from pull()
     if graph is not None:
