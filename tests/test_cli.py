@@ -232,6 +232,8 @@ def test_auto_dtype_is_bfloat16_only_where_the_cpu_computes_in_it(monkeypatch):
     assert choose_dtype("auto", cpu) is torch.float32
     assert choose_dtype("bfloat16", cpu) is torch.bfloat16
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert choose_dtype("auto", cpu, weight_bytes=11 << 20) is torch.float32
+    assert choose_dtype("auto", cpu, weight_bytes=900 << 20) is torch.bfloat16
     assert choose_dtype("auto", cpu) is torch.bfloat16
 
 

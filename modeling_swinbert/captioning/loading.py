@@ -19,6 +19,8 @@ from swinbert.processing.pipeline_swinbert import DEFAULT_MODEL, VideoCaptioning
 
 # The bundled model's name wherever a model can be named.
 BUNDLED_MODEL = "moving-shapes"
+# Of weights in float32; SwinBERT base and GIT base are larger.
+_SMALL_MODEL_BYTES = 256 << 20
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -55,7 +57,7 @@ def load_captioner(
     name, device = find_model(model), choose_device(device)
     if load_in is not None and dtype == "int8":
         raise ValueError(f"The dtype int8 and load_in={load_in!r} are two ways to quantise: choose one.")
-    compute_dtype = choose_dtype(dtype, device)
+    compute_dtype = choose_dtype(dtype, device, _weight_bytes(name))
     if load_in is not None:
         parameters["model_kwargs"] = {"quantization_config": _quantization(load_in, device, compute_dtype)}
         # A quantised model cannot be moved to a device after loading.
@@ -207,16 +209,28 @@ def choose_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+def _weight_bytes(folder: str) -> int | None:
+    """Bytes of a model's weights; `None` if it is not in a folder."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) or None
+
+
+def choose_dtype(name: str, device: torch.device, weight_bytes: int | None = None) -> torch.dtype:
     """
     `"auto"` is bfloat16 where the hardware computes in it, else float32; `"int8"` is made from float32.
+
+    On a CPU, `"auto"` is float32 for small models: they gain little, and in bfloat16 rounding, which depends on the
+    batch, changes a caption now and then.
+
+    Args:
+        weight_bytes: size of the model's weights, if known.
 
     Raises:
         ValueError: no such data type.
     """
     types = {"float32": torch.float32, "int8": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+        is_small = device.type == "cpu" and weight_bytes is not None and weight_bytes < _SMALL_MODEL_BYTES
+        return torch.bfloat16 if computes_in_bfloat16(device) and not is_small else torch.float32
     if name not in types:
         raise ValueError(f"Expected the dtype auto, {', '.join(types)}, got {name}.")
     return types[name]
