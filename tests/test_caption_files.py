@@ -23,6 +23,7 @@ from swinbert.captioning.labelling import Destination, Labelling
 from swinbert.captioning.writers import Row, beside_document, make_writer, read_beside
 from swinbert.cli import app
 from swinbert.processing import VideoCaptioningPipeline
+from swinbert.processing.clip_reading_swinbert import concatenate
 from swinbert.training.data.sources import load_clips
 
 DOG = Caption("a.mp4", None, None, "a dog", -0.5, duration=2.5)
@@ -331,6 +332,7 @@ class Captioner:
     """Captions clips by the first letter of their names, with the score -1, -2... in their order."""
 
     device, sampling = torch.device("cpu"), {}
+    collate = staticmethod(concatenate)
 
     def __init__(self):
         self.family, self.names = self, []

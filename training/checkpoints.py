@@ -153,13 +153,14 @@ def checkpoint_to_resume(args: "SwinBertTrainingArguments", run: dict[str, Any])
 
 def finished_metrics(args: "SwinBertTrainingArguments", run: dict[str, Any]) -> dict[str, float] | None:
     """
-    The metrics of a run that `output_dir` already has complete; `None` if it is another run, or has not finished, or if
-    the arguments ask for training again.
+    The metrics of a run that `output_dir` already has complete; `None` if it is another run, has not finished, or its
+    weights are gone, or if the arguments ask for training again.
 
     Args:
         run: what `describe_run` returns.
     """
-    if args.start_anew or args.resume_from_checkpoint:
+    has_weights = any(Path(str(args.output_dir)).glob("*.safetensors"))
+    if args.start_anew or args.resume_from_checkpoint or not has_weights:
         return None
     try:
         finished = json.loads(Path(str(args.output_dir), FINISHED_NAME).read_text(encoding="utf-8"))
