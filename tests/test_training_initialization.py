@@ -143,7 +143,7 @@ def test_tokens_of_a_new_tokenizer_keep_their_weights(bert_folder, model_folder)
         ({"mask": "MODEL"}, {**CONFIG, "sparse_mask": "none"}, "the model to train has no sparse mask"),
         ({"backbone": "BACKBONE"}, {**CONFIG, "vision_config": {"embed_dim": 32}}, "does not fit.*instead of"),
         ({"model": "MODEL"}, {"hidden_size": 64}, "does not fit"),
-        ({}, {**CONFIG, "hiden_size": 64}, "no field hiden_size; there are.*hidden_size"),
+        ({}, {**CONFIG, "hiden_size": 64}, "no field hiden_size.*hidden_size"),
         ({}, {**CONFIG, "vision_config": {"embed_dims": 32}}, "no field vision_config.embed_dims"),
     ],
 )
