@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 # The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
 from .clip_reading_swinbert import CaptionerFamily  # noqa: F401
 from .video_backends_swinbert import BACKENDS  # noqa: F401
-from .video_colors_swinbert import tone_map  # noqa: F401
+from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
 from .video_decoding_swinbert import decode_video  # noqa: F401
 from .video_pictures_swinbert import PictureConverter  # noqa: F401
 from .video_processing_swinbert import SwinBertVideoProcessorKwargs
