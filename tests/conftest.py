@@ -34,3 +34,19 @@ def hub(monkeypatch, tmp_path):
 def numbered_clip(tmp_path_factory) -> Path:
     """60 frames at 30 a second, in groups of 12 with B-frames; each shows its number, see `encoded_clips`."""
     return encode(tmp_path_factory.mktemp("numbered") / "clip.mp4", range(60), options=GROUPS)
+
+
+@pytest.fixture
+def captioned(monkeypatch):
+    """Number of clips in each forward pass."""
+    from swinbert.processing import VideoCaptioningPipeline  # here: most tests need no pipeline
+
+    passes = []
+    forward = VideoCaptioningPipeline.forward
+
+    def counted(self, inputs, **kwargs):
+        passes.append(len(inputs["error"]))
+        return forward(self, inputs, **kwargs)
+
+    monkeypatch.setattr(VideoCaptioningPipeline, "forward", counted)
+    return passes

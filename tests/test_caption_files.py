@@ -60,20 +60,6 @@ def caption(git):
     return run
 
 
-@pytest.fixture
-def captioned(monkeypatch):
-    """Number of clips in each forward pass."""
-    passes = []
-    forward = VideoCaptioningPipeline.forward
-
-    def counted(self, inputs, **kwargs):
-        passes.append(len(inputs["error"]))
-        return forward(self, inputs, **kwargs)
-
-    monkeypatch.setattr(VideoCaptioningPipeline, "forward", counted)
-    return passes
-
-
 def rows_of(file):
     with open(file, newline="", encoding="utf-8") as opened:
         return list(csv.DictReader(opened))

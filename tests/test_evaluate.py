@@ -85,20 +85,6 @@ def lines_of(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.fixture
-def captioned(monkeypatch):
-    """Number of clips in each forward pass."""
-    passes = []
-    forward = VideoCaptioningPipeline.forward
-
-    def counted(self, inputs, **kwargs):
-        passes.append(len(inputs["error"]))
-        return forward(self, inputs, **kwargs)
-
-    monkeypatch.setattr(VideoCaptioningPipeline, "forward", counted)
-    return passes
-
-
 # ----------------------------------------------------------------------------------------------- captions and scores
 
 

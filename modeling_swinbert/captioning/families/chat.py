@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from swinbert.captioning.families.sampler import frame_sampler
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily, concatenate
-from swinbert.processing.video_processing_swinbert import SwinBertVideoProcessor
 from swinbert.processing.video_sources_swinbert import is_encoded_source
 from swinbert.processing.video_timeline_swinbert import VideoMetadata
 
@@ -46,14 +46,7 @@ class ChatFamily(CaptionerFamily):
 
     def __init__(self, config: Any, processor: Any):
         self._processor = processor
-        self._sampler = SwinBertVideoProcessor(
-            do_resize=False,
-            do_center_crop=False,
-            do_normalize=False,
-            rescale_factor=1.0,
-            num_frames=self.num_frames,
-            frame_sampling=self.frame_sampling,
-        )
+        self._sampler = frame_sampler(self.num_frames, self.frame_sampling)
         tokenizer = processor.tokenizer
         self._pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # A caption should not change from call to call: without sampling, whatever the model's own configuration says.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from swinbert.captioning.families.sampler import frame_sampler
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily, beginning_of_caption
-from swinbert.processing.video_processing_swinbert import SwinBertVideoProcessor
 
 logger = logging.get_logger(__name__)
 
@@ -30,14 +30,7 @@ class GitFamily(CaptionerFamily):
         self.num_frames = self._max_frames or 1
         # Of a single frame, `round` takes the middle one.
         self.frame_sampling = "round" if self._max_frames is None else "uniform"
-        self._sampler = SwinBertVideoProcessor(
-            do_resize=False,
-            do_center_crop=False,
-            do_normalize=False,
-            rescale_factor=1.0,
-            num_frames=self.num_frames,
-            frame_sampling=self.frame_sampling,
-        )
+        self._sampler = frame_sampler(self.num_frames, self.frame_sampling)
 
     def check_num_frames(self, num_frames: int) -> None:
         if num_frames > self.num_frames:
