@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from captioning import write_git_folder
 from encoded_clips import encode
 from test_dense_scores import ORIGINAL, PLAIN, assert_equal
 from typer.testing import CliRunner
@@ -71,7 +72,7 @@ def test_scores_of_files(files, tmp_path):
     assert {"METEOR", "SODA_c"}.isdisjoint(scores["printed"])
     counts = {"videos": 6, "missing": 1, "predictions": 33, "references": 37, "annotators": 2}
     assert counts.items() <= scores["printed"].items()
-    unknown, missing, left_out = result.stderr.splitlines()
+    unknown, missing, left_out, _ = result.stderr.splitlines()
     assert "v_extra" in unknown and "no references" in unknown
     assert "v_pool" in missing and "score 0" in missing
     assert "meteor and soda_c" in left_out and "pip install" in left_out
@@ -158,6 +159,42 @@ def test_a_failing_program_leaves_the_other_scores(files, monkeypatch):
     assert_equal(scores_of(result), ORIGINAL["scores"]["main"]["missing_is_zero"], but=["METEOR"])
     assert "meteor and soda_c, METEOR's Java program gave no score" in result.stderr
     assert evaluate(*given, "--metrics", "SODA_c").exit_code == 1
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_git_folder(tmp_path_factory.mktemp("git"))
+
+
+def test_films_of_a_dataset_are_captioned_and_scored(film, model, captioned):
+    put_films(film, "a.mp4", "b.mp4", "broken.mp4")
+    Path("videos/broken.mp4").write_bytes(b"nothing")
+    spans = {"a": [(0, 1.5), (1.5, 3)], "b": [(0, 3)], "broken": [(0, 1)]}
+    rows = [
+        {"file_name": f"{video}.mp4", "start": start, "end": end, "captions": ["a dog runs"], "split": "test"}
+        for video, its_spans in spans.items()
+        for start, end in its_spans
+    ]
+    write_rows("videos/metadata.jsonl", rows)
+    given = ["--dataset", "videos", "--model", model, "--segments", 1.5, "--output", "out", "--device", "cpu"]
+    given += ["--metrics", PLAIN_NAMES, "--dtype", "float32", "--batch-size", 2]
+    result = evaluate(*given)
+    assert result.exit_code == 1 and "broken.mp4" in result.stderr
+    assert sum(captioned) >= 4
+    printed = json.loads(result.stdout.splitlines()[-1])
+    predictions = read_dense_predictions("out/predictions.jsonl")
+    assert predictions.keys() == {"a", "b", "broken"} and predictions["broken"] == []
+    assert (printed["videos"], printed["missing"], printed["annotators"]) == (3, 0, 1)
+    assert printed["predictions"] == len(predictions["a"]) + len(predictions["b"])
+    written = json.loads(Path("out/scores.json").read_text())
+    assert written["settings"]["made_with"]["segments"]["length"] == 1.5
+
+    captioned.clear()  # the films that have their captions are not captioned again
+    again = evaluate(*given)
+    assert json.loads(again.stdout.splitlines()[-1]) == printed and sum(captioned) <= 1
+    other = evaluate(*given[:4], "--segments", 1.0, *given[6:])
+    assert other.exit_code == 1 and "made with other settings" in other.stderr
+    assert "no split 'train'" in evaluate(*given, "--split", "train").stderr
 
 
 # ---------------------------------------------------------------------------------------------------------- odd input
@@ -285,7 +322,11 @@ def test_references_that_end_before_they_start_match_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dense", "--dataset", "d"], "--dense needs --predictions"),
+        (["--dense", "--dataset", "d"], "--dense needs --predictions, or --segments"),
+        (["--dense", "--predictions", "p", "--dataset", "d", "--segments", "2"], "leave out --segments"),
+        (["--dense", "--dataset", "d", "--stride", "1"], "--dense needs --predictions, or --segments"),
+        (["--dense", "--dataset", "d", "--segments", "2", "--limit", "3"], "--limit does not belong to --dense"),
+        (["--dataset", "d", "--segments", "2"], "--segments belongs to --dense"),
         (["--dense", "--predictions", "p", "--dataset", "d", "x.json"], "name files of references after --references"),
         (["--predictions", "p", "--references", "a", "b"], "several need --dense"),
         (["--predictions", "p", "--references", "a", "--missing", "drop"], "--missing belongs to --dense"),

@@ -24,6 +24,8 @@ from swinbert.cli.options import (
     NumFrames,
     Prompt,
     Revision,
+    Segments,
+    Stride,
     TrustRemoteCode,
 )
 
@@ -102,6 +104,8 @@ def evaluate(
     dense: _Dense = False,
     missing: _Missing = None,
     unmatched: _Unmatched = None,
+    segments: Segments = None,
+    stride: Stride = None,
     beams: Beams = None,
     max_length: MaxLength = None,
     num_frames: NumFrames = None,
@@ -126,21 +130,26 @@ def evaluate(
     """
     captioning: dict[str, Any] = {"model": model, "num_beams": beams, "max_length": max_length, "prompt": prompt}
     captioning |= {"num_frames": num_frames, "fps": fps, "load_in": load_in}
-    _check_usage(dataset, predictions, references, {**captioning, "limit": limit})
-    sources = [*(references or ()), *(further_references or ())]
+    reading = {"batch_size": batch_size, "num_workers": num_workers, "limit": limit}
+    cutting = {"segments": segments, "stride": stride}
+    _check_usage(dataset, predictions, references, {**captioning, **cutting, "limit": limit})
+    sources: list[Any] = [*(references or ()), *(further_references or ())]
     if dense:
-        _check_dense_usage(predictions, references, further_references)
+        _check_dense_usage(predictions, references, further_references, {**cutting, **reading})
     else:
-        _check_not_dense(sources, {"missing": missing, "unmatched": unmatched})
+        _check_not_dense(sources, {"missing": missing, "unmatched": unmatched, **cutting})
     quiet_libraries()
+    captioning |= {"device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
+    load = functools.partial(load_captioner_or_exit, **captioning)
     scoring: dict[str, Any] = {"split": split, "metrics": metrics, "folder": output}
     if dense:
-        _evaluate_dense(predictions, sources or [dataset], missing, unmatched, scoring)
-        return
-    scoring |= {"references": sources[0] if sources else None, "allow_missing": allow_missing}
-    captioning |= {"device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
-    reading = {"batch_size": batch_size, "num_workers": num_workers, "limit": limit}
-    _evaluate_clips(functools.partial(load_captioner_or_exit, **captioning), dataset, predictions, scoring, reading)
+        scoring |= {"references": sources or [dataset], "drop_missing": missing == Missing.drop}
+        scoring |= {} if unmatched is None else {"unmatched": unmatched}
+        films = {"load_captioner": load, "dataset": dataset, "batch_size": batch_size}
+        _evaluate_dense(predictions, scoring, films, cutting)
+    else:
+        scoring |= {"references": sources[0] if sources else None, "allow_missing": allow_missing}
+        _evaluate_clips(load, dataset, predictions, scoring, reading)
 
 
 def _evaluate_clips(
@@ -174,24 +183,26 @@ def _metric_names(metrics: str | None) -> list[str] | None:
 
 
 def _evaluate_dense(
-    predictions: Any,
-    references: list[Any],
-    missing: Missing | None,
-    unmatched: str | None,
-    scoring: dict[str, Any],
+    predictions: Path | None, scoring: dict[str, Any], films: dict[str, Any], cutting: dict[str, Any]
 ) -> None:
     with needs_extra("train"):
-        from swinbert.training.evaluation.dense import evaluate_dense
+        from swinbert.captioning.segments import Segmentation
+        from swinbert.training.evaluation.dense import evaluate_dense, evaluate_films
     names = _metric_names(scoring["metrics"])
     scoring["metrics"] = None if names is None else [name.lower() for name in names]
-    scoring |= {} if unmatched is None else {"unmatched": unmatched}
     try:
-        result = evaluate_dense(predictions, references, **scoring, drop_missing=missing == Missing.drop)
-    except (OSError, ValueError, RuntimeError) as error:
+        if predictions is not None:
+            result = evaluate_dense(predictions, **scoring)
+        else:
+            segments = Segmentation.of(**{name: value for name, value in cutting.items() if value is not None})
+            result = evaluate_films(**films, **scoring, segments=segments)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         fail(str(error))
     _say_left_out(result)
+    if result.folder is not None:
+        say(f"The scores of each video are in {result.folder / 'scores.json'}.")
     typer.echo(json.dumps(result.summary))
-    if set(scoring["metrics"] or ()) & result.left_out.keys():
+    if result.failed or set(scoring["metrics"] or ()) & result.left_out.keys():
         raise typer.Exit(1)
 
 
@@ -206,9 +217,15 @@ def _check_usage(
         raise typer.BadParameter(f"--predictions needs no captioning: leave out --{used[0]}.")
 
 
-def _check_dense_usage(predictions: Path | None, references: list[Path] | None, further: list[Path] | None) -> None:
-    if predictions is None:
-        raise typer.BadParameter("--dense needs --predictions.")
+def _check_dense_usage(
+    predictions: Path | None, references: list[Path] | None, further: list[Path] | None, options: dict[str, Any]
+) -> None:
+    if predictions is None and options["segments"] is None:
+        raise typer.BadParameter("--dense needs --predictions, or --segments to caption the films of --dataset.")
+    if options["stride"] is not None and options["segments"] is None:
+        raise typer.BadParameter("--stride needs --segments.")
+    if unused := [name for name in ("num_workers", "limit") if options[name] is not None]:
+        raise typer.BadParameter(f"--{unused[0].replace('_', '-')} does not belong to --dense.")
     if further and not references:
         raise typer.BadParameter(f"Unexpected argument {further[0]}: name files of references after --references.")
 

@@ -1,14 +1,22 @@
-"""`swinbert evaluate --dense`: scores captions of parts of videos against those of annotators."""
+"""`swinbert evaluate --dense`: captions the films of a split, and scores captions of parts of videos."""
 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swinbert.captioning import Clip, captions
+from swinbert.captioning.labelling import Destination, Labelling
+from swinbert.captioning.segments import Segmentation
+from swinbert.captioning.writers import check_video_ids
+from swinbert.processing import VideoCaptioningPipeline
+from swinbert.processing.video_sources_swinbert import describe_source
+from swinbert.training.data.sources import clip_source, load_clips
 from swinbert.training.evaluation.dense_files import read_dense_predictions, read_dense_references
+from swinbert.training.evaluation.evaluate import default_folder
 from swinbert.training.evaluation.scores import METRIC_TOKENIZER
 from swinbert.training.metrics import MissingTool, check_tools
 from swinbert.training.metrics.dense import DENSE_METRICS, UNMATCHED, DenseScores, Events, dense_score
@@ -30,12 +38,16 @@ class DenseEvaluation:
         videos: the scores of each video, see [`DenseScores`].
         missing: videos with references, but without predictions.
         left_out: metric -> why it was not computed.
+        folder: where `scores.json` is.
+        failed: films and segments that could not be captioned.
     """
 
     summary: dict[str, Any]
     videos: dict[str, dict[str, Any]]
     missing: list[str]
     left_out: dict[str, str]
+    folder: Path | None = None
+    failed: set[str] = field(default_factory=set)
 
 
 def evaluate_dense(
@@ -80,17 +92,68 @@ def evaluate_dense(
         "tIoU": scores["tIoU"],
     }
     if folder is not None:
-        sources = {name: sorted(events.items()) for name, events in annotators.items()}
         settings = {
             "predictions": {"name": str(predictions), "sha256": _digest(sorted(found.items()))},
-            "references": {name: _digest(events) for name, events in sources.items()},
+            "references": {name: _digest(sorted(events.items())) for name, events in annotators.items()},
             **options,
             "metric_tokenizer": METRIC_TOKENIZER,
+            **_made_with(Path(predictions)),
         }
         folder.mkdir(parents=True, exist_ok=True)
         record = {"videos": scores["videos"], "missing_videos": missing, "left_out": left_out, "settings": settings}
         write_json(folder / "scores.json", {"summary": summary, **record})
-    return DenseEvaluation(summary, scores["videos"], missing, left_out)
+    return DenseEvaluation(summary, scores["videos"], missing, left_out, folder)
+
+
+def evaluate_films(
+    load_captioner: Callable[[], VideoCaptioningPipeline],
+    dataset: str,
+    split: str,
+    segments: Segmentation,
+    references: Sequence[str | Path] = (),
+    folder: Path | None = None,
+    *,
+    batch_size: int = 8,
+    metrics: Iterable[str] | None = None,
+    **scoring: Any,
+) -> DenseEvaluation:
+    """
+    Captions the segments of each film of a split, without sampling, into `predictions.jsonl`, and scores them by
+    `evaluate_dense`. Neighbours with the same caption become one. A call with the same settings continues an
+    interrupted one. A film that cannot be captioned scores 0, and a warning says why.
+
+    Args:
+        load_captioner: called once films, references and metrics are known to be usable.
+        dataset, split: see `load_clips`.
+        references: by default the rows of the split.
+        folder: by default one in `outputs/evaluation/`, named after model, data and settings.
+        batch_size: segments in one forward pass.
+        metrics, scoring: see `evaluate_dense`.
+
+    Raises:
+        ValueError: videos are not files of their own; `folder` belongs to a run with other settings; see
+            `evaluate_dense`.
+        OSError: no such dataset; a file cannot be written.
+    """
+    references = references or [dataset]
+    choose_dense_metrics(metrics)
+    read_dense_references(references, split)
+    sources = [clip_source(row) for row in load_clips(dataset, split, need_captions=False)]
+    if strange := [source for source in sources if not isinstance(source, str)]:
+        raise ValueError(f"{dataset}: expected films in files of their own, found {describe_source(strange[0])}.")
+    films = [Clip(source) for source in dict.fromkeys(sources)]
+    check_video_ids(film.name for film in films)
+    captioner = load_captioner()
+    if folder is None:
+        settings = captions((), captioner, segments=segments, do_sample=False).settings
+        folder = default_folder({"dataset": {"name": dataset, "split": split}, **settings})
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "predictions.jsonl"
+    labelling = Labelling(films, Destination("jsonl", file), report=warnings.warn, segments=segments)
+    summary = labelling.run(captioner, batch_size=batch_size, do_sample=False)
+    result = evaluate_dense(file, references, folder, split=split, metrics=metrics, **scoring)
+    result.failed |= summary.failed
+    return result
 
 
 def choose_dense_metrics(metrics: Iterable[str] | None) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -176,8 +239,18 @@ def _plain(name: str) -> str:
     return stem(name).lower().removeprefix("v_")
 
 
+def _made_with(predictions: Path) -> dict[str, Any]:
+    """The settings that predictions were made with, if this package made them."""
+    journal = Destination("jsonl", predictions).journal
+    file = predictions if journal is None else journal / "settings.json"
+    try:
+        return {"made_with": json.loads(file.read_text(encoding="utf-8"))}
+    except (OSError, ValueError):
+        return {}
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-__all__ = ["DenseEvaluation", "choose_dense_metrics", "evaluate_dense"]
+__all__ = ["DenseEvaluation", "choose_dense_metrics", "evaluate_dense", "evaluate_films"]

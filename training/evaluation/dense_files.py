@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from swinbert.captioning.writers import video_id
 from swinbert.training.data.folders import name_of_file, read_rows
 from swinbert.training.data.rows import clean_row
 from swinbert.training.data.sources import load_clips
 from swinbert.training.metrics.dense import Event
 from swinbert.training.prepare.annotations import spans_and_sentences
 from swinbert.training.prepare.documents import Node, read_text
-from swinbert.training.prepare.videos import stem
 from swinbert.utils.text import first_names
 
 _Row = tuple[str, dict[str, Any]]  # its place in the file, and its columns
@@ -175,7 +175,7 @@ def _of_rows(rows: Iterable[_Row], source: str, are_predictions: bool) -> dict[s
         try:
             row = clean_row(row)
             path = str(row[name_of_file(row)])
-            video, annotator = stem(path), str(row.get("annotator") or source)
+            video, annotator = video_id(path), str(row.get("annotator") or source)
             if (former := paths.setdefault(video, path)) != path:
                 raise ValueError(f"expected videos of different names, found {path} and {former}")
             if not row["captions"] and not are_predictions:
