@@ -75,7 +75,7 @@ def test_scores_of_files(files, tmp_path):
     unknown, missing, left_out, _ = result.stderr.splitlines()
     assert "v_extra" in unknown and "no references" in unknown
     assert "v_pool" in missing and "score 0" in missing
-    assert "meteor and soda_c" in left_out and "pip install" in left_out
+    assert "meteor, soda_c, " in left_out and "pip install" in left_out
 
     written = json.loads((tmp_path / "out/scores.json").read_text())
     assert written["summary"] == scores["printed"]
@@ -157,7 +157,7 @@ def test_a_failing_program_leaves_the_other_scores(files, monkeypatch):
     given = ["--predictions", "predictions.json", "--references", "val_1.json", "val_2.json"]
     result = evaluate(*given)
     assert_equal(scores_of(result), ORIGINAL["scores"]["main"]["missing_is_zero"], but=["METEOR"])
-    assert "meteor and soda_c, METEOR's Java program gave no score" in result.stderr
+    assert "meteor, soda_c, METEOR's Java program gave no score" in result.stderr
     assert evaluate(*given, "--metrics", "SODA_c").exit_code == 1
 
 
@@ -268,6 +268,13 @@ def test_broken_references_are_refused(content, message):
     check_refused(message)
 
 
+def test_missing_files_of_predictions_are_refused():
+    write("val.json", REFERENCE)
+    check_refused("Expected a file of predictions, found no predictions.json")
+    Path("predictions.json").mkdir()
+    check_refused("found the folder predictions.json")
+
+
 def test_repeated_and_missing_files_of_references_are_refused():
     write("predictions.json", results(v_a=[event()]))
     shutil.copy(write("val.json", REFERENCE), "copy.json")
@@ -326,6 +333,7 @@ def test_references_that_end_before_they_start_match_nothing():
         (["--dense", "--predictions", "p", "--dataset", "d", "--segments", "2"], "leave out --segments"),
         (["--dense", "--dataset", "d", "--stride", "1"], "--dense needs --predictions, or --segments"),
         (["--dense", "--dataset", "d", "--segments", "2", "--limit", "3"], "--limit does not belong to --dense"),
+        (["--dense", "--dataset", "d", "--segments", "2", "--allow-missing"], "--allow-missing does not belong"),
         (["--dataset", "d", "--segments", "2"], "--segments belongs to --dense"),
         (["--dense", "--predictions", "p", "--dataset", "d", "x.json"], "name files of references after --references"),
         (["--predictions", "p", "--references", "a", "b"], "several need --dense"),

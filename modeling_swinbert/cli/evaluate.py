@@ -132,10 +132,11 @@ def evaluate(
     captioning |= {"num_frames": num_frames, "fps": fps, "load_in": load_in}
     reading = {"batch_size": batch_size, "num_workers": num_workers, "limit": limit}
     cutting = {"segments": segments, "stride": stride}
+    unused = {"num_workers": num_workers, "limit": limit, "allow_missing": allow_missing or None}
     _check_usage(dataset, predictions, references, {**captioning, **cutting, "limit": limit})
     sources: list[Any] = [*(references or ()), *(further_references or ())]
     if dense:
-        _check_dense_usage(predictions, references, further_references, {**cutting, **reading})
+        _check_dense_usage(predictions, references, further_references, {**cutting, **unused})
     else:
         _check_not_dense(sources, {"missing": missing, "unmatched": unmatched, **cutting})
     quiet_libraries()
@@ -224,8 +225,8 @@ def _check_dense_usage(
         raise typer.BadParameter("--dense needs --predictions, or --segments to caption the films of --dataset.")
     if options["stride"] is not None and options["segments"] is None:
         raise typer.BadParameter("--stride needs --segments.")
-    if unused := [name for name in ("num_workers", "limit") if options[name] is not None]:
-        raise typer.BadParameter(f"--{unused[0].replace('_', '-')} does not belong to --dense.")
+    if used := [name for name in ("num_workers", "limit", "allow_missing") if options[name] is not None]:
+        raise typer.BadParameter(f"--{used[0].replace('_', '-')} does not belong to --dense.")
     if further and not references:
         raise typer.BadParameter(f"Unexpected argument {further[0]}: name files of references after --references.")
 
@@ -243,7 +244,7 @@ def _say_left_out(result: "Evaluation | DenseEvaluation") -> None:
     for name, reason in result.left_out.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
-        say(f"Left out: {' and '.join(names)}, {reason.rstrip('.')}.")
+        say(f"Left out: {', '.join(names)}, {reason.rstrip('.')}.")
 
 
 def _report_evaluation(result: "Evaluation") -> None:

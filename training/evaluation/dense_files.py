@@ -15,6 +15,7 @@ from swinbert.captioning.writers import video_id
 from swinbert.training.data.folders import name_of_file, read_rows
 from swinbert.training.data.rows import clean_row
 from swinbert.training.data.sources import load_clips
+from swinbert.training.evaluation.caption_files import existing_file
 from swinbert.training.metrics.dense import Event
 from swinbert.training.prepare.annotations import spans_and_sentences
 from swinbert.training.prepare.documents import Node, read_text
@@ -34,9 +35,7 @@ def read_dense_predictions(file: str | Path) -> dict[str, list[Event]]:
         AnnotationError, ValueError: what was expected, what was found, and where.
         FileNotFoundError, IsADirectoryError: no such file.
     """
-    file = Path(file).expanduser()
-    if file.is_dir():
-        raise IsADirectoryError(f"Expected a file of predictions, found the folder {file}: name a file in it.")
+    file = existing_file(file, "predictions")
     if _has_rows(file):
         annotators = _of_rows(_rows(file, None), str(file), are_predictions=True)
         if len(annotators) > 1:
