@@ -19,12 +19,12 @@ import webvtt
 from captioning import write_clip, write_git_folder
 from chat_models import write_qwen
 from encoded_clips import GROUPS, GROUPS_WITHOUT_B_FRAMES, encode, read_numbers
+from transformers import pipeline
 from typer.testing import CliRunner
 
 from swinbert.captioning import Clip, Segmentation, captions, load_captioner
-from swinbert.captioning.writers import escaped_name
 from swinbert.cli import app
-from swinbert.processing import SwinBertVideoProcessor, VideoReader, VideoSegment, decode_video
+from swinbert.processing import SwinBertVideoProcessor, VideoDecodeError, VideoReader, VideoSegment, decode_video
 from swinbert.processing import video_backends_swinbert as backends
 from swinbert.processing import video_decoding_swinbert as decoding
 from swinbert.training.data.sources import load_clips
@@ -275,7 +275,7 @@ def test_text(command, captioner):
         "00:00:01.50 - 00:00:02.00",
     ]
     several = command("a.mp4", "b.mp4", "missing.mp4", "--segments", 0.75, "--no-merge")
-    assert several.stdout.splitlines()[0] == f"{escaped_name('a.mp4')}\t00:00:00.00 - 00:00:00.77  {lines[0][1]}"
+    assert several.stdout.splitlines()[0] == f"a.mp4\t00:00:00.00 - 00:00:00.77  {lines[0][1]}"
     assert len(several.stdout.splitlines()) == 7 and several.exit_code == 1
     assert "8 segments, 7 captioned, 1 failed (not_found 1)" in several.stderr
 
@@ -427,3 +427,62 @@ def test_a_film_of_sixty_clips(tmp_path):
     found = list(captions([tmp_path / "film.mp4"], captioner, segments=2.0, batch_size="auto"))
     assert [(each.start, each.end) for each in found] == [(2 * number, 2 * number + 2) for number in range(60)]
     assert sum(exact_content([each.text for each in found], [wordings(content)[0] for content in chosen])) >= 57
+
+
+# ------------------------------------------------------------------------------------------------------------- pipeline
+
+
+def test_the_pipeline_captions_films(captioner, numbered_clip):
+    found = captioner(numbered_clip, segments=0.5, merge=False, batch_size=2)
+    expected = list(captions([numbered_clip], captioner, segments=0.5, batch_size=2))
+    assert found == [
+        {"generated_text": each.text, "score": each.score, "timestamp": (each.start, each.end)} for each in expected
+    ]
+    assert captioner([numbered_clip, numbered_clip], segments=0.5, merge=False, batch_size=2) == [found, found]
+    part = captioner({"video": numbered_clip, "start": 0.5, "end": 1.0}, segments=0.25, merge=False)
+    assert part[0]["timestamp"][0] == 0.5 and part[-1]["timestamp"][1] == 1.0
+    best = captioner(numbered_clip, segments=1.0, num_beams=2, num_return_sequences=2, merge=False)
+    assert len(best) == 2 and [len(each["alternatives"]) for each in best] == [1, 1]
+
+
+def test_the_names_of_speech_recognition(captioner, git, numbered_clip):
+    windows = captioner(numbered_clip, segments=1.0, stride=0.5, merge=False)
+    for overlap in (0.25, (0.0, 0.5), [0.5, 0]):
+        arguments = {"chunk_length_s": 1.0, "stride_length_s": overlap, "return_timestamps": True, "merge": False}
+        assert captioner(numbered_clip, **arguments) == windows
+    assert len(captioner(numbered_clip, chunk_length_s=0)) == 1 and "timestamp" not in captioner(numbered_clip)[0]
+    stored = pipeline("video-captioning", model=str(git), device="cpu", dtype="float32", max_length=8, chunk_length_s=1)
+    assert [each["timestamp"] for each in stored(numbered_clip, merge=False)] == [(0, 1), (1, 2)]
+    for wrong in (
+        {"stride": 0.5},
+        {"return_timestamps": True},
+        {"stride_length_s": 0.5},
+        {"merge": True},
+        {"segments": 1.0, "chunk_length_s": 1.0},
+        {"chunk_length_s": 1.0, "stride_length_s": 0.5},
+        {"segments": "scenes", "stride_length_s": 0.5},
+        {"segments": 1.0, "stride": 2.0},
+        {"segments": "scene"},
+    ):
+        with pytest.raises(ValueError, match="`|scenes"):
+            captioner(numbered_clip, **wrong)
+
+
+def test_segments_are_given_while_the_film_is_read(captioner, captioned, numbered_clip):
+    segments = captioner.stream(numbered_clip, 0.25, merge=False)
+    assert next(segments)["timestamp"][0] == 0.0 and captioned == [1]
+    segments.close()
+
+
+def test_the_pipeline_raises_for_a_film_and_not_for_a_segment(captioner, long_clip, tmp_path):
+    destroy(long_clip, range(60, 90))
+    found = captioner(long_clip, segments=1.0)
+    (failed,) = [each for each in found if "error" in each]
+    assert failed["timestamp"] == (2, 3) and failed["generated_text"] is None
+    with pytest.raises(VideoDecodeError):
+        captioner(long_clip, segments=1.0, on_error="raise")
+    (tmp_path / "bad.mp4").write_text("no video")
+    with pytest.raises(VideoDecodeError):
+        captioner(str(tmp_path / "bad.mp4"), segments=1.0)
+    (bad,), good = captioner([str(tmp_path / "bad.mp4"), long_clip], segments=3.0)
+    assert bad["error"] and len(good) == 2
