@@ -253,8 +253,8 @@ class VideoReader:
             raise ValueError(f"{self.name}: the reader is closed.")
         decoder = self._decoder
         for number, frame in decoder.frames(np.asarray(part), to_be_continued=True):
-            if number in part:
-                yield number, decoder.pictures.preview(frame, width), functools.partial(decoder.picture, frame)
+            if number in part and (preview := decoder.preview(frame, width)) is not None:
+                yield number, preview, functools.partial(decoder.picture, frame)
 
     def _read(
         self,

@@ -1,10 +1,11 @@
 """Scenes of a film, found by PySceneDetect in frames that are decoded anyway, and kept in little memory until read."""
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ from swinbert.captioning.segments import Segmentation, frame_at
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
 from swinbert.processing.video_decoding_swinbert import VideoReader, wanted_frames
 from swinbert.processing.video_sources_swinbert import VideoDecodeError
-from swinbert.processing.video_timeline_swinbert import VideoMetadata, VideoTimeline
+from swinbert.processing.video_timeline_swinbert import VideoMetadata
 
 # What the detector looks at: wider pictures are reduced to this width, as PySceneDetect does.
 _DETECTOR_WIDTH = 256
@@ -97,19 +98,21 @@ class _Scene:
     step: int = 1
 
 
-class _Reader(Protocol):
-    name: str
-    timeline: VideoTimeline
-
-
 class SceneFrames:
     """
     The kept frames of a scene, to be read like a [`VideoSegment`]. In the place of a frame that is not kept stands the
     nearest one.
+
+    Args:
+        reader: of the film.
+        part: numbers of the scene's frames.
+        frames: numbers and pictures of those that are kept.
+        num_lost: frames that could not be decoded.
     """
 
-    def __init__(self, reader: _Reader, part: range, frames: Sequence[tuple[int, np.ndarray]]):
+    def __init__(self, reader: VideoReader, part: range, frames: Sequence[tuple[int, np.ndarray]], num_lost: int = 0):
         self.name, self._timeline, self._part, self._frames = reader.name, reader.timeline, part, frames
+        self._num_lost = num_lost
 
     def read_frames(
         self,
@@ -123,15 +126,15 @@ class SceneFrames:
     ) -> tuple[np.ndarray, VideoMetadata]:
         """Arguments, result and errors as of `decode_video`."""
         if not self._frames:
-            raise VideoDecodeError(
-                self.name, "undecodable", f"expected frames, found {len(self._part)} of which none can be decoded."
-            )
+            raise _undecodable(self.name, self._part)
+        if self._num_lost:
+            text = f"{self._num_lost} of {len(self._part)} frames could not be decoded"
+            if strict:
+                raise VideoDecodeError(self.name, "undecodable", f"{text}.")
+            warnings.warn(f"{self.name}: {text}.", stacklevel=2)
         wanted = wanted_frames(self.name, self._timeline, self._part, indices, num_frames, start, end)
         kept = np.array([number for number, _ in self._frames])
-        after = np.searchsorted(kept, wanted).clip(1, max(len(kept) - 1, 1)).clip(max=len(kept) - 1)
-        nearest = (
-            np.where(wanted - kept[after - 1] <= kept[after] - wanted, after - 1, after) if len(kept) > 1 else after
-        )
+        nearest = np.abs(kept - wanted[:, None]).argmin(axis=1)
         unique, inverse = np.unique(nearest, return_inverse=True)
         pictures = [self._frames[position][1] for position in unique]
         frames = np.stack(pictures if transform is None else [transform(picture) for picture in pictures])
@@ -140,6 +143,7 @@ class SceneFrames:
         metadata.height, metadata.width = pictures[0].shape[:2]
         metadata.video_backend = "pyav"
         metadata.frames_indices = (kept[nearest] - first).tolist()
+        metadata.missing_frames = self._num_lost
         metadata.frame_times = (self._timeline.seconds[kept[nearest]] - self._timeline.seconds[first]).tolist()
         return frames[inverse], metadata
 
@@ -153,10 +157,11 @@ class _Scenes:
         first: number of its first frame.
     """
 
-    def __init__(self, reader: _Reader, first: int, segmentation: Segmentation):
+    def __init__(self, reader: VideoReader, first: int, segmentation: Segmentation):
         self._reader, self._timeline = reader, reader.timeline
         self._shortest, self._longest = segmentation.scene_limits
         self._waiting = [_Scene(first, math.inf)]
+        self._lost: list[int] = []
         self._num_bytes = 0
 
     def _seconds(self, first: int, stop: int) -> float:
@@ -177,6 +182,14 @@ class _Scenes:
             largest.frames = largest.frames[::2]
             self._num_bytes = sum(frame.nbytes for scene in self._waiting for _, frame in scene.frames)
 
+    def lose(self, part: range) -> None:
+        """Notes that frames could not be decoded; so many that they would make a scene are one."""
+        if self._seconds(part.start, part.stop) >= self._shortest:
+            self.cut(part.start, math.inf)
+            self.cut(part.stop, math.inf)
+        else:
+            self._lost += part
+
     def cut(self, number: int, strength: float) -> None:
         """Begins a scene with frame `number`; the scene before joins a neighbour if it is too short."""
         scene = self._waiting[-1]
@@ -193,16 +206,16 @@ class _Scenes:
         self._waiting.remove(other)
 
     def settled(self, number: int) -> Iterator[tuple[range, SceneFrames]]:
-        """Those that nothing after frame `number` can change."""
+        """Those that cannot change any more, where frames up to `number` have been looked at."""
         while len(self._waiting) > 1 and (
             len(self._waiting) > 2
             or self._waiting[1].strength == math.inf
-            or self._seconds(self._waiting[1].first, number) >= self._shortest
+            or self._seconds(self._waiting[1].first, number - _DETECTOR_WINDOW) >= self._shortest
         ):
             yield from self._take()
-        begin = self._timeline.time_of(self._waiting[0].first)
-        if len(self._waiting) == 1 and self._timeline.time_of(number) - begin >= _HELD_PARTS * self._longest:
-            self.cut(frame_at(self._timeline, begin + self._longest), math.inf)
+        first = self._waiting[0].first
+        if len(self._waiting) == 1 and self._seconds(first, number) >= _HELD_PARTS * self._longest:
+            self.cut(frame_at(self._timeline, self._timeline.time_of(first) + self._longest), math.inf)
             yield from self._take()
 
     def finish(self, stop: int) -> Iterator[tuple[range, SceneFrames]]:
@@ -222,7 +235,9 @@ class _Scenes:
         bounds = sorted({scene.first, stop} | {bound for bound in inner if scene.first < bound < stop})
         for first, last in zip(bounds, bounds[1:], strict=False):
             frames = [frame for frame in scene.frames if first <= frame[0] < last]
-            yield range(first, last), SceneFrames(self._reader, range(first, last), frames)
+            num_lost = sum(first <= number < last for number in self._lost)
+            yield range(first, last), SceneFrames(self._reader, range(first, last), frames, num_lost)
+        self._lost = [number for number in self._lost if number >= stop]
         self._num_bytes -= sum(frame.nbytes for _, frame in scene.frames)
 
 
@@ -241,27 +256,26 @@ def read_scenes(
         ImportError: PySceneDetect is not installed.
     """
     resize = family.frame_resizer() or _shrink
-    detector, timeline = _Detector(segmentation.threshold), reader.timeline
+    detector = _Detector(segmentation.threshold)
     scenes = _Scenes(reader, part.start, segmentation)
-    shortest, _ = segmentation.scene_limits
     expected = part.start
     for number, preview, picture in reader.preview_frames(part, _DETECTOR_WIDTH):
-        if timeline.time_of(number) - timeline.time_of(expected) >= shortest:
-            scenes.cut(expected, math.inf)
-            scenes.cut(number, math.inf)
-            detector = _Detector(segmentation.threshold)
+        if number > expected:
+            scenes.lose(range(expected, number))
         expected = number + 1
         scenes.add(number, lambda picture=picture: _resized(picture(), resize))  # type: ignore[misc]
         for first, strength in detector.cuts(number, preview):
             scenes.cut(first, strength)
         yield from scenes.settled(number)
     if expected == part.start:
-        raise VideoDecodeError(
-            reader.name, "undecodable", f"expected frames, found {len(part)} of which none can be decoded."
-        )
-    if timeline.time_of(part.stop) - timeline.time_of(expected) >= shortest:
-        scenes.cut(expected, math.inf)
+        raise _undecodable(reader.name, part)
+    if expected < part.stop:
+        scenes.lose(range(expected, part.stop))
     yield from scenes.finish(part.stop)
+
+
+def _undecodable(name: str, part: range) -> VideoDecodeError:
+    return VideoDecodeError(name, "undecodable", f"expected frames, found {len(part)} of which none can be decoded.")
 
 
 def _resized(picture: np.ndarray | None, resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:

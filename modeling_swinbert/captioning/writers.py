@@ -269,9 +269,7 @@ def check_video_ids(clips: Iterable[str]) -> None:
     for clip in clips:
         owner = owners.setdefault(video_id(clip), clip)
         if owner != clip:
-            raise ValueError(
-                f"{owner} and {clip} would both be {video_id(clip)}: rename one, or name another --output."
-            )
+            raise ValueError(f"{owner} and {clip} would both be called {video_id(clip)}: caption them separately.")
 
 
 def make_writer(
