@@ -129,8 +129,13 @@ def test_rows_without_a_caption_or_an_end():
     rows = [
         {"path": "a.mp4", "start": None, "end": None, "duration": 9.5, "caption": "a dog", "error": None},
         {"path": "b.mp4", "start": 2.0, "end": 3.0, "duration": 9.5, "caption": None, "error": "damaged"},
+        {"path": "c.mp4", "start": 2.0, "end": 3.0, "caption": "a cat", "annotator": "someone"},
     ]
-    assert read_dense_predictions(write_rows("rows.jsonl", rows)) == {"a": [(0.0, 9.5, "a dog")], "b": []}
+    assert read_dense_predictions(write_rows("rows.jsonl", rows)) == {
+        "a": [(0.0, 9.5, "a dog")],
+        "b": [],
+        "c": [(2.0, 3.0, "a cat")],
+    }
 
 
 def test_several_captions_of_a_row_are_of_several_annotators():

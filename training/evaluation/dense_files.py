@@ -174,7 +174,8 @@ def _of_rows(rows: Iterable[_Row], source: str, are_predictions: bool) -> dict[s
         try:
             row = clean_row(row)
             path = str(row[name_of_file(row)])
-            video, annotator = video_id(path), str(row.get("annotator") or source)
+            video = video_id(path)
+            annotator = str((not are_predictions and row.get("annotator")) or source)
             if (former := paths.setdefault(video, path)) != path:
                 raise ValueError(f"expected videos of different names, found {path} and {former}")
             if not row["captions"] and not are_predictions:
