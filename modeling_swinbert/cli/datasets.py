@@ -38,7 +38,9 @@ def make_shapes(
 
 
 def prepare(
-    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="msvd, msrvtt, vatex, youcook2, tvc or tsv.")],
+    benchmark: Annotated[
+        str, typer.Argument(metavar="BENCHMARK", help="msvd, msrvtt, vatex, youcook2, tvc, activitynet or tsv.")
+    ],
     annotations: Annotated[
         list[str], typer.Argument(metavar="ANNOTATION", help="Original annotation files, each FILE or SPLIT=FILE.")
     ],
@@ -55,6 +57,12 @@ def prepare(
         bool, typer.Option("--allow-missing", help="Leave out the clips that are missing or unreadable.")
     ] = False,
     check: Annotated[bool, typer.Option(help="Open every video.")] = True,
+    untrimmed: Annotated[
+        bool,
+        typer.Option(
+            "--untrimmed", help="Take clips as parts of whole videos, even where there are files of the parts."
+        ),
+    ] = False,
 ):
     """Make a training dataset from the annotation files of a benchmark, and report problems."""
     with needs_extra("train"):
@@ -62,7 +70,13 @@ def prepare(
 
         try:
             report = prepare_dataset(
-                benchmark, annotations, videos=videos, output=output, allow_missing=allow_missing, check=check
+                benchmark,
+                annotations,
+                videos=videos,
+                output=output,
+                allow_missing=allow_missing,
+                check=check,
+                untrimmed=untrimmed,
             )
         except (ValueError, OSError) as error:
             fail(str(error))

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,11 @@ def read_metadata(dataset: Path, file: Path) -> Iterator[dict[str, Any]]:
     folder = file.parent
     inner = folder.relative_to(dataset) if dataset.is_dir() else Path()
     errors = []
-    for place, row in _READERS[file.suffix](file):
+    for place, row in read_rows(file):
         try:
             if isinstance(row, Exception):
                 raise row
-            name = next((name for name in _FILE_NAMES if row.get(name) is not None), None)
-            if name is None:
-                raise ValueError(f"expected an object with `file_name`, found {list(row)}")
+            name = name_of_file(row)
             path = path_inside(folder, row[name])
             row = {key: value for key, value in row.items() if key not in TAR_COLUMNS and key != name}
             row["file_name"] = (inner / Path(path).relative_to(folder)).as_posix()
@@ -91,6 +89,19 @@ def read_metadata(dataset: Path, file: Path) -> Iterator[dict[str, Any]]:
             errors.append(f"{place}: {error}")
     if errors:
         raise ValueError(f"{file}, {first_names(errors)}.")
+
+
+def name_of_file(row: Mapping[str, Any]) -> str:
+    """The column that names the video of a row; raises `ValueError` if it has none."""
+    name = next((name for name in _FILE_NAMES if row.get(name) is not None), None)
+    if name is None:
+        raise ValueError(f"expected an object with `file_name`, found {list(row)}")
+    return name
+
+
+def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
+    """The rows of a `.jsonl`, `.csv` or `.parquet` file as they stand there, each with its place, or what is wrong."""
+    return _READERS[file.suffix](file)
 
 
 def _read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:

@@ -65,7 +65,7 @@ def read_references(file: str | Path, split: str | None = None) -> dict[str, lis
         AnnotationError, ValueError: what was expected, what was found, and where.
         FileNotFoundError, IsADirectoryError: no such file.
     """
-    file = _existing(file, "references")
+    file = existing_file(file, "references")
     rows = _rows(file)
     splits = Counter(node.string() for row in rows if (node := row.get("split")))
     if split is not None and splits:
@@ -93,7 +93,7 @@ def read_predictions(file: str | Path) -> tuple[dict[str, str], dict[str, str]]:
         AnnotationError, ValueError: what was expected, what was found, and where.
         FileNotFoundError, IsADirectoryError: no such file.
     """
-    file = _existing(file, "predictions")
+    file = existing_file(file, "predictions")
     captions: dict[str, str] = {}
     missing: dict[str, str] = {}
     for row in _rows(file):
@@ -111,7 +111,8 @@ def read_predictions(file: str | Path) -> tuple[dict[str, str], dict[str, str]]:
     return captions, missing
 
 
-def _existing(file: str | Path, what: str) -> Path:
+def existing_file(file: str | Path, what: str) -> Path:
+    """The path of a file of captions; raises `FileNotFoundError` or `IsADirectoryError` if it is none."""
     file = Path(file).expanduser()
     if file.is_dir():
         raise IsADirectoryError(f"Expected a file of {what}, found the folder {file}: name a file in it.")

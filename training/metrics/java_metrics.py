@@ -56,51 +56,84 @@ def _coco_tools(metric: str) -> Path:
     return Path(next(iter(package.submodule_search_locations)))
 
 
-def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """METEOR 1.5 of the corpus and of each candidate, equal to `Meteor()` of pycocoevalcap. Starting takes seconds.
+class Meteor:
+    """
+    The program of METEOR 1.5, with the options of `Meteor()` in pycocoevalcap. Starting takes seconds.
 
     Denkowski and Lavie, "Meteor Universal: Language Specific Translation Evaluation for Any Target Language", 2014.
+
+        with Meteor() as program:
+            corpus, scores = program.scores(program.statistics(candidates, references))
 
     Raises:
         MissingTool: pycocoevalcap or Java is missing.
         RuntimeError: the program ended or gave no number.
     """
-    folder = _coco_tools("METEOR") / "meteor"
-    command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", "meteor-1.5.jar"]
-    command += ["-", "-", "-stdio", "-l", "en", "-norm"]
-    with (
-        subprocess.Popen(
+
+    def __init__(self) -> None:
+        self._folder = _coco_tools("METEOR") / "meteor"
+        command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", "meteor-1.5.jar"]
+        command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+        self._process = subprocess.Popen(
             command,
-            cwd=folder,
+            cwd=self._folder,
             env={**os.environ, "LC_ALL": "C"},  # decimal points in the output
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
-        ) as process,
-        contextlib.ExitStack() as stack,
-    ):
-        stack.callback(process.kill)  # also after an error in this block
-        assert process.stdin is not None and process.stdout is not None
+        )
+
+    def __enter__(self) -> "Meteor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        with contextlib.suppress(OSError):  # closing flushes again what could not be written
+            self._process.__exit__(None, None, None)
+
+    def statistics(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
+        """What METEOR counts of each candidate; `scores` takes any choice of them, any number of times."""
         lines = [
             _line("SCORE", *its_references, text) for text, its_references in zip(candidates, references, strict=True)
         ]
+        found = []
+        for first in range(0, len(lines), _LINES_PER_WRITE):
+            batch = lines[first : first + _LINES_PER_WRITE]
+            found += self._answers(batch, len(batch))
+        return found
+
+    def scores(self, statistics: Sequence[str]) -> tuple[float, list[float]]:
+        """METEOR of the corpus that consists of some candidates, and of each of them."""
+        answers = self._answers([_line("EVAL", *statistics)], len(statistics) + 1)
         try:
-            statistics = []
-            for first in range(0, len(lines), _LINES_PER_WRITE):
-                batch = lines[first : first + _LINES_PER_WRITE]
-                _write(process.stdin, batch)
-                statistics += [process.stdout.readline().strip() for _ in batch]
-            _write(process.stdin, [_line("EVAL", *statistics)])
-            scores = [float(process.stdout.readline()) for _ in statistics]
-            return float(process.stdout.readline()), scores
-        except (OSError, ValueError) as error:
-            with contextlib.suppress(OSError):  # closing flushes again what could not be written
-                process.stdin.close()
-            raise RuntimeError(
-                f"METEOR's Java program gave no score ({error}). Check that `java -Xmx2G -jar meteor-1.5.jar` starts"
-                f" in {folder}."
-            ) from error
+            *scores, corpus = map(float, answers)
+        except ValueError as error:
+            raise self._failure(error) from error
+        return corpus, scores
+
+    def _answers(self, lines: Sequence[str], number: int) -> list[str]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            _write(self._process.stdin, lines)
+            answers = [self._process.stdout.readline().strip() for _ in range(number)]
+        except OSError as error:
+            raise self._failure(error) from error
+        if not all(answers):
+            raise self._failure("it ended")
+        return answers
+
+    def _failure(self, reason: object) -> RuntimeError:
+        return RuntimeError(
+            f"METEOR's Java program gave no score ({reason}). Check that `java -Xmx2G -jar meteor-1.5.jar` starts in"
+            f" {self._folder}."
+        )
+
+
+def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+    """METEOR 1.5 of the corpus and of each candidate, by [`Meteor`]."""
+    with Meteor() as program:
+        return program.scores(program.statistics(candidates, references))
 
 
 def _line(*texts: str) -> str:

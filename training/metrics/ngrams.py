@@ -5,16 +5,19 @@ The reference implementations are `bleu/bleu_scorer.py`, `rouge/rouge.py` and `c
 their lists of references are in the same order.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 MAX_N = 4
 NGram = tuple[str, ...]
+Vector = tuple[dict[NGram, float], list[float], int]
 
 
+@functools.lru_cache(maxsize=1024)  # captions of dense videos are compared with many others
 def ngrams(caption: str) -> Counter[NGram]:
-    """Counts the n-grams of 1 to 4 tokens."""
+    """Counts the n-grams of 1 to 4 tokens; callers share the result, and do not change it."""
     tokens = caption.split()
     return Counter(tuple(tokens[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(tokens) - n + 1))
 
@@ -111,11 +114,12 @@ class CiderD:
 
     def __call__(self, candidates: Sequence[str], clips: Sequence[str]) -> list[float]:
         """Scores (0 to 10) of tokenised candidates against the references of their clips, which may be repeated."""
-        vectors = {clip: [self._vector(caption) for caption in self.references[clip]] for clip in set(clips)}
-        return [self._score(caption, vectors[clip]) for caption, clip in zip(candidates, clips, strict=True)]
+        vector = functools.cache(self._vector)
+        vectors = {clip: [vector(caption) for caption in self.references[clip]] for clip in set(clips)}
+        return [self._score(vector(caption), vectors[clip]) for caption, clip in zip(candidates, clips, strict=True)]
 
-    def _score(self, candidate: str, references: list[tuple[dict[NGram, float], list[float], int]]) -> float:
-        vector, norms, length = self._vector(candidate)
+    def _score(self, candidate: Vector, references: Sequence[Vector]) -> float:
+        vector, norms, length = candidate
         total = 0.0
         for reference_vector, reference_norms, reference_length in references:
             products = [0.0] * MAX_N
@@ -128,7 +132,7 @@ class CiderD:
                     total += penalty * product / (norm * reference_norm)
         return 10 * total / MAX_N / len(references)
 
-    def _vector(self, caption: str) -> tuple[dict[NGram, float], list[float], int]:
+    def _vector(self, caption: str) -> Vector:
         """The tf-idf weights of the n-grams, the norm of the weights for each n, and the number of bigrams."""
         vector, squares, bigrams = {}, [0.0] * MAX_N, 0
         for ngram, count in ngrams(caption).items():

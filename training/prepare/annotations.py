@@ -1,6 +1,7 @@
-"""Readers for the annotation files of five benchmarks."""
+"""Readers for the annotation files of six benchmarks."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ class Clip:
         clip_file: the name of a file that would hold exactly this clip.
         source: the name of the video that the clip is cut from.
         start, end: seconds in `source`.
+        annotator: who described the video, where several did so on their own.
         frames: reads decoded frames as JPEG files, if there is no video.
     """
 
@@ -38,6 +40,7 @@ class Clip:
     source: str | None = None
     start: float | None = None
     end: float | None = None
+    annotator: str | None = None
     frames: Callable[[], list[bytes]] | None = None
 
 
@@ -234,3 +237,44 @@ def read_tvc(files: Sequence[AnnotationFile]) -> Annotations:
             name = f"{source}_{entry['clip_id'].name()}"
             clips.append(Clip(name, file.split, captions, clip_file=name, source=source, start=start, end=end))
     return Annotations(clips)
+
+
+def read_activitynet(files: Sequence[AnnotationFile]) -> Annotations:
+    """
+    Reads ActivityNet Captions: `{video: {"duration", "timestamps": [[start, end]], "sentences"}}`, a file for each
+    split, and for each annotator of the validation videos: where a split has several files, the name of its file is the
+    `annotator` of a clip. The id of a clip is `<video>_<number>`, counted through the files of a split.
+    """
+    annotators: dict[str, Counter[str]] = {}  # split -> name of a file -> its clips
+    numbers: Counter[tuple[str, str]] = Counter()
+    clips = []
+    for file in files:
+        counts = annotators.setdefault(file.split, Counter())
+        if file.path.stem in counts:
+            raise ValueError(f"{file.path}: expected one file for each annotator, found a second {file.path.stem}.")
+        counts[file.path.stem] = 0
+        for video, entry in Node.read(file.path).items():
+            source = inner_path(video) or entry.fail(f"under {INNER_PATH}")
+            for span, sentence in spans_and_sentences(entry):
+                number = numbers[file.split, source]
+                clip = Clip(f"{source}_{number}", file.split, [sentence], None, source, *span.span(), file.path.stem)
+                clips.append(clip)
+                numbers[file.split, source] += 1
+                counts[file.path.stem] += 1
+    notes = []
+    for split, counts in annotators.items():
+        if len(counts) > 1:
+            listed = ", ".join(f"{name} ({number} clips)" for name, number in counts.items())
+            notes.append(f"{split} has {len(counts)} annotators: {listed}.")
+    for clip in clips:
+        if len(annotators[clip.split]) == 1:
+            clip.annotator = None
+    return Annotations(clips, notes)
+
+
+def spans_and_sentences(entry: Node) -> list[tuple[Node, str]]:
+    """The events of a video of ActivityNet Captions: start and end as a list of two numbers, and what happens."""
+    spans, sentences = entry["timestamps"].list(), entry["sentences"].list()
+    if len(spans) != len(sentences):
+        entry.fail(f"an object with as many `timestamps` as `sentences`, not {len(spans)} and {len(sentences)},")
+    return [(span, sentence.string()) for span, sentence in zip(spans, sentences, strict=True)]

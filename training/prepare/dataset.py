@@ -13,6 +13,7 @@ from swinbert.training.prepare.annotations import (
     AnnotationFile,
     Annotations,
     Clip,
+    read_activitynet,
     read_msrvtt,
     read_msvd,
     read_tvc,
@@ -32,6 +33,7 @@ READERS: dict[str, Callable[[Sequence[AnnotationFile]], Annotations]] = {
     "vatex": read_vatex,
     "youcook2": read_youcook2,
     "tvc": read_tvc,
+    "activitynet": read_activitynet,
     "tsv": read_tsv,
 }
 # SwinBERT reads 50 tokens, [CLS] and [SEP] included, and every word has at least one token.
@@ -63,10 +65,12 @@ def prepare(
     *,
     allow_missing: bool = False,
     check: bool = True,
+    untrimmed: bool = False,
 ) -> Report:
     """
-    Writes `metadata.jsonl`, with one line for each clip: `file_name`, `video_id`, `split`, `captions`, and `start` and
-    `end` in seconds if the clip is a part of its file. Clips of a test set without captions have no captions.
+    Writes `metadata.jsonl`, with one line for each clip: `file_name`, `video_id`, `split`, `captions`, `start` and
+    `end` in seconds if the clip is a part of its file, and `annotator` if several people described the videos of a
+    split. Clips of a test set without captions have no captions.
 
     Args:
         benchmark: a key of `READERS`.
@@ -79,6 +83,7 @@ def prepare(
             `metadata.jsonl` is written to `videos`.
         allow_missing: write the dataset without the clips that have to be left out, instead of raising.
         check: open each video to look for a video stream, and search for videos with equal content.
+        untrimmed: take each clip as a part of its whole video, and not from a file of its own.
 
     Returns:
         The problems of each split. `str()` of it is what `swinbert prepare` prints.
@@ -87,10 +92,13 @@ def prepare(
         AnnotationError: an annotation file does not have the expected format.
         IncompleteDataset: clips have to be left out, so nothing was written. `report` holds the report.
         FileNotFoundError, FileExistsError, NotADirectoryError: for the paths among the arguments.
-        ValueError: unknown benchmark, unknown split of a file, or no clip at all.
+        ValueError: unknown benchmark, unknown split of a file, no clip at all, or `untrimmed` for clips that are not
+            parts of longer videos.
     """
     files, folder, target = _check_arguments(benchmark, annotations, videos, output)
     found = READERS[benchmark](files)
+    if untrimmed:
+        _leave_whole(benchmark, found.clips)
     report = Report({}, found.notes)
     clips = _with_captions(_merge_repeated(found.clips, report), report)
     items = _with_videos(clips, folder, report)
@@ -129,6 +137,14 @@ def _check_arguments(
 
 
 # --- From annotations to clips that can be written, step by step ------------------------------------------------------
+
+
+def _leave_whole(benchmark: str, clips: list[Clip]) -> None:
+    """Clips that are parts of whole videos, whether or not there are files of the parts."""
+    if whole := [clip.video_id for clip in clips if clip.source is None]:
+        raise ValueError(f"{benchmark} does not say of which video {whole[0]} is a part: leave out untrimmed.")
+    for clip in clips:
+        clip.clip_file = None
 
 
 def _merge_repeated(clips: list[Clip], report: Report) -> list[Clip]:
@@ -321,6 +337,7 @@ def _write_metadata(folder: Path, written: list[tuple[_Item, str]], report: Repo
         split.captions += len(clip.captions)
         line: dict[str, Any] = {"file_name": file_name, "video_id": clip.video_id, "split": clip.split}
         line["captions"] = clip.captions
-        line |= {key: value for key, value in (("start", item.start), ("end", item.end)) if value is not None}
+        about = {"start": item.start, "end": item.end, "annotator": clip.annotator}
+        line |= {key: value for key, value in about.items() if value is not None}
         lines.append(json.dumps(line) + "\n")
     write_atomically(folder / "metadata.jsonl", "".join(lines))
