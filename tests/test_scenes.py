@@ -11,8 +11,9 @@ import torch
 from captioning import write_git_folder
 from PIL import Image
 
-from swinbert.captioning import Segmentation, captions, load_captioner, scenes
-from swinbert.captioning.scenes import SceneFrames, read_scenes
+from swinbert.captioning import Segmentation, captions, kept_frames, load_captioner, scenes
+from swinbert.captioning.kept_frames import KeptFrames
+from swinbert.captioning.scenes import read_scenes
 from swinbert.processing import SwinBertVideoProcessor, VideoReader, decode_video
 from swinbert.processing import video_backends_swinbert as backends
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
@@ -161,7 +162,7 @@ def test_few_frames_wait_in_memory(tmp_path, monkeypatch):
     whole, _ = decode_video(film)
     with VideoReader(film) as reader:
         for part, video in read_scenes(Family(), reader, Segmentation(scenes=True), range(260)):
-            assert sum(frame.nbytes for _, frame in video._frames) <= budget and len(video._frames) >= 10
+            assert sum(frame.nbytes for _, frame in video.frames) <= budget and len(video.frames) >= 10
             frames, metadata = video.read_frames(num_frames=8)
             numbers = [part.start + index for index in metadata.frames_indices]
             assert np.array_equal(frames, whole[numbers])
@@ -172,11 +173,11 @@ def test_few_frames_wait_in_memory(tmp_path, monkeypatch):
 
 def test_large_frames_are_reduced_where_the_model_takes_them_whole(tmp_path, monkeypatch):
     film = write_film(tmp_path / "film.mp4", [30])
-    monkeypatch.setattr(scenes, "_KEPT_SHORT_SIDE", 32)
+    monkeypatch.setattr(kept_frames, "_KEPT_SHORT_SIDE", 32)
     with VideoReader(film) as reader:
         ((_, video),) = read_scenes(Family(), reader, Segmentation(scenes=True), range(30))
         assert video.read_frames(num_frames=2)[0].shape == (2, 32, 48, 3)
-    assert scenes._shrink(np.zeros((32, 48, 3), np.uint8)).shape == (32, 48, 3)
+    assert kept_frames._shrink(np.zeros((32, 48, 3), np.uint8)).shape == (32, 48, 3)
     git = load_captioner(str(write_git_folder(tmp_path / "git")), device="cpu", dtype="float32", max_length=4)
     assert [each.error for each in captions([film], git, segments="scenes")] == [None]
 
@@ -198,11 +199,8 @@ def test_frames_are_decoded_once(tmp_path, monkeypatch):
 
 
 def test_nothing_to_read_is_an_error_of_the_scene():
-    class Reader:
-        name, timeline = "film.mp4", None
-
     with pytest.raises(ValueError, match="none can be decoded"):
-        SceneFrames(Reader(), range(3), []).read_frames()
+        KeptFrames("film.mp4", np.arange(3.0), 3.0, []).read_frames()
 
 
 # ---------------------------------------------------------------------------------------------------------- real clips
