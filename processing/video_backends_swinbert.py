@@ -200,7 +200,7 @@ class StreamDecoder:
         self._open()
         try:
             self.pictures = PictureConverter(name, self.stream, MAX_FRAME_PIXELS, tone_map)
-            self.timeline, self._kept_packets = read_timeline(name, self._container, self.stream, _KEPT_BYTES)
+            self.timeline, self._kept_packets = read_timeline(name, media, self._container, self.stream, _KEPT_BYTES)
         except BaseException:
             self.close()
             raise
@@ -217,7 +217,7 @@ class StreamDecoder:
         Whether other decoders do not show the stream as this class does. The first frame tells that comes out on the
         way to the frames `wanted`, (T,).
         """
-        if self.timeline.has_own_times:
+        if self.timeline.has_own_times or self.timeline.is_lost[wanted].any():
             return True
         frame = next((frame for _, frame in self._frames(wanted[:1], to_be_continued=False)), None)
         if frame is None:
