@@ -7,6 +7,7 @@ nothing. In docstrings P is the number of packets, F of frames, T of sampled fra
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -112,6 +113,18 @@ def _is_unreferenced(codec: str, headers: np.ndarray) -> np.ndarray:
     return (headers != 0) & (unit_type < 16) & (unit_type % 2 == 0) & (layer == layer.max(initial=0))
 
 
+def demux(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream that hold something, from the container's present position on."""
+    while True:
+        try:
+            yield from (packet for packet in container.demux(stream) if packet.size)
+            return
+        except av.error.BlockingIOError:
+            pass  # in a transport stream, damage of more than 64 kB: what comes behind it is still to be read
+        except IndexError:
+            return  # PyAV raises it at the end of a file in which streams appeared that its header did not announce
+
+
 def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.ndarray, list[Any] | None, str | None]:
     """
     Records of a stream's packets, (P,) of `PACKET`; the packets themselves if their size is at most `max_kept_bytes`
@@ -126,10 +139,8 @@ def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.
     kept: list[Any] | None = []
     num_bytes, problem = 0, None
     try:
-        for packet in container.demux(stream):
-            if not (size := packet.size):
-                continue
-            num_bytes += size
+        for packet in demux(container, stream):
+            num_bytes += (size := packet.size)
             records.append(
                 (
                     _NO_TIME if (pts := packet.pts) is None else pts,
@@ -153,8 +164,6 @@ def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.
                 kept.append(packet)
     except av.error.FFmpegError as error:
         problem = error.strerror
-    except IndexError:
-        pass  # PyAV raises it at the end of a file in which streams appeared that its header did not announce
     packets = np.concatenate([*arrays, np.array(records, PACKET)])
     packets["is_disposable"] |= _is_unreferenced(codec, packets["slice_header"])
     return packets, kept, problem
@@ -364,7 +373,8 @@ def _add_lost_frames(
     problems = []
     if len(lost):
         first, last = seconds[is_lost][[0, -1]]
-        problems.append(f"the file is damaged: {len(lost)} frames between {first:.2f} s and {last:.2f} s are lost.")
+        frames = f"{len(lost)} frames from {first:.2f} s to {last:.2f} s are" if len(lost) > 1 else "1 frame is"
+        problems.append(f"the file is damaged: {frames} lost.")
     if cut_end is not None:
         end = (cut_end - pts[0]) * float(stream.time_base)
         problems.append(f"the file ends after {seconds[-1]:.2f} of the {end:.2f} s that its header announces.")
@@ -532,6 +542,7 @@ __all__ = [
     "VideoMetadata",
     "VideoTimeline",
     "check_num_frames",
+    "demux",
     "frame_range",
     "read_timeline",
     "sample_indices",

@@ -165,3 +165,14 @@ def test_a_file_that_is_cut_off_says_so(tmp_path, caplog):
         frames, metadata = decode_video(path)
     assert read_numbers(frames) == list(range(40)) and metadata.missing_frames == 0
     assert "the file ends after 1.30 of the 2.00 s that its header announces" in caplog.text
+
+
+def test_a_transport_stream_is_read_behind_its_damage(tmp_path):
+    """FFmpeg gives up the search for the next packet after 64 kB, and has to be asked again."""
+    path = encode(tmp_path / "clip.ts", range(60), options=GROUPS_WITHOUT_B_FRAMES)
+    content = path.read_bytes()
+    middle = len(content) // 2 // 188 * 188
+    path.write_bytes(content[:middle] + bytes(200_000) + content[middle:])
+    with VideoReader(path) as reader:
+        assert len(reader.timeline) == 60 and not reader.timeline.problems
+        assert read_numbers(reader.read(indices=[2, 59])[0]) == [2, 59]
