@@ -255,15 +255,15 @@ VideoCaptioningPipeline._registered_impl = {
 }
 
 
-def register_pipeline() -> None:
-    """Makes `pipeline("video-captioning", model=...)` known to transformers."""
+def register_pipeline(default: dict[str, Any]) -> None:
+    """Makes `pipeline("video-captioning")` known to transformers, with the model and revision `default["model"]`."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         saved = VideoCaptioningPipeline._registered_impl
         PIPELINE_REGISTRY.register_pipeline(
             TASK,
             pipeline_class=VideoCaptioningPipeline,
             pt_model=AutoModelForImageTextToText,
-            default={"model": (DEFAULT_MODEL, "main")},
+            default=default,
             type="multimodal",
         )
         VideoCaptioningPipeline._registered_impl = saved  # a saved model has no default model

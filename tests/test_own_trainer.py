@@ -326,6 +326,15 @@ def test_mistakes_are_one_line(arguments, code, message, shapes, tmp_path, monke
     assert "usage:" not in result.output and not (tmp_path / "outputs" / "new").exists()
 
 
+@pytest.mark.parametrize("arguments", [["--max_steps", "1", "--lerning_rate", "1"], ["--model", "/no/where"]])
+def test_processes_that_torchrun_starts_say_it_in_one_line_too(arguments, shapes, tmp_path, capsys):
+    """`python -m swinbert.training.train` calls this function."""
+    with pytest.raises(SystemExit) as ended:
+        train.train_or_exit(["--dataset", str(shapes), "--output_dir", str(tmp_path / "new"), *arguments])
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and len([line for line in said if line.startswith("swinbert: ")]) == 1
+
+
 def test_help_has_groups_and_each_option_once():
     text = CliRunner().invoke(app, ["train", "--help"]).stdout
     parts = re.split(r"^(Model|Data|Training|Training, further.*):$", text, flags=re.MULTILINE)

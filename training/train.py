@@ -39,6 +39,7 @@ from swinbert.training.data.clip_datasets import (
 from swinbert.training.data.frame_cache import FrameCache
 from swinbert.training.families import model_family
 from swinbert.training.memory import keep_freed_memory
+from swinbert.training.metrics import MissingTool
 from swinbert.training.monitoring import CaptionMetrics, plot_history
 from swinbert.training.moving_shapes.scoring import CARD_METRICS, exact_content_scores
 from swinbert.training.process_group import check_process_group, destroy_process_group, unsharded_initialization
@@ -56,6 +57,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     metrics = run(build_trainer(sys.argv[1:] if argv is None else argv))
     destroy_process_group()
     return metrics
+
+
+def train_or_exit(argv: Sequence[str]) -> None:
+    """Trains with command-line arguments; what the user has to mend ends the process with one message."""
+    with _ending_with_message(ValueError, OSError, RunError, MissingTool):
+        trainer = build_trainer(argv)
+    with _ending_with_message(FloatingPointError, RunError):
+        run(trainer)
+
+
+@contextlib.contextmanager
+def _ending_with_message(*errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        print_message(str(error))
+        sys.exit(1)
 
 
 def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
@@ -265,7 +283,5 @@ def _finish(trainer: VideoCaptioningTrainer, metrics: dict[str, float]) -> dict[
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RunError as error:
-        sys.exit(f"swinbert: {error}")
+    train_or_exit(sys.argv[1:])
+    destroy_process_group()
