@@ -313,6 +313,7 @@ def test_an_unreadable_clip_is_named_in_one_line(workers, shapes, tmp_path):
         (["--dataset", "shaeps"], 1, "no such folder: shaeps. Did you mean shapes"),
         (["--model", "outputs/mine"], 1, "--model: There is no such folder: outputs/mine. Did you mean outputs/minee"),
         (["--backbone", "/no/where"], 1, "--backbone: There is no such folder: /no/where"),
+        (["--eval_split", "dev"], 1, "no split 'dev'.*--eval_split none"),
         (["stray"], 1, "Unexpected stray"),
     ],
 )
