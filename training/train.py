@@ -92,7 +92,7 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
 
     train_clips, eval_clips = _load_training_clips(model_args, data_args, training_args), None
     if data_args.eval_split:
-        eval_clips = _load_evaluation_clips(data_args)
+        eval_clips = _load_evaluation_clips(data_args.dataset, data_args.eval_split)
 
     with _naming_missing_models(model_args), unsharded_initialization(training_args):
         family = model_family(model_args.model)
@@ -177,14 +177,14 @@ def _load_training_clips(
     return clips
 
 
-def _load_evaluation_clips(data_args: DataArguments) -> Any:
+def _load_evaluation_clips(dataset: str, split: str) -> Any:
     """
     Raises:
         FileNotFoundError: videos are missing.
         ValueError: there is no such split.
     """
     try:
-        clips = load_clips(data_args.dataset, data_args.eval_split)
+        clips = load_clips(dataset, split)
     except ValueError as error:
         raise ValueError(f"{error} --eval_split names another; --eval_split none trains without evaluation.") from error
     refuse_missing(clips)
