@@ -93,6 +93,16 @@ def register_with_transformers() -> None:
         sys.meta_path.insert(0, _RegistrationHook())
 
 
+class _DefaultModel(dict):
+    """What `pipeline` loads if no model is named. Looking it up says, in one message, if it is not to be had."""
+
+    def __getitem__(self, key: str):
+        from .captioning.loading import download_size
+
+        download_size()
+        return super().__getitem__(key)
+
+
 def register() -> None:
     """Registers our classes with the Auto classes and pipelines of this process, and for `save_pretrained`."""
     from transformers import (
@@ -110,7 +120,7 @@ def register() -> None:
     from .configuration_swinbert import SwinBertConfig, VideoSwinConfig
     from .modeling_swinbert import SwinBertForVideoCaptioning, SwinBertModel
     from .modeling_video_swin_swinbert import VideoSwinModel
-    from .processing.pipeline_swinbert import register_pipeline
+    from .processing.pipeline_swinbert import DEFAULT_MODEL, register_pipeline
     from .processing.processing_swinbert import SwinBertProcessor
     from .processing.video_processing_swinbert import SwinBertVideoProcessor
 
@@ -122,7 +132,7 @@ def register() -> None:
     AutoModelForMultimodalLM.register(SwinBertConfig, SwinBertForVideoCaptioning, exist_ok=True)
     AutoVideoProcessor.register(SwinBertConfig, SwinBertVideoProcessor, exist_ok=True)
     AutoProcessor.register(SwinBertConfig, SwinBertProcessor, exist_ok=True)
-    register_pipeline()
+    register_pipeline(_DefaultModel(model=(DEFAULT_MODEL, "main")))
 
     # `save_pretrained` then copies their source files, which `trust_remote_code` uses where swinbert is not installed.
     SwinBertConfig.register_for_auto_class()

@@ -23,6 +23,7 @@ from .clip_reading_swinbert import ReadAhead, as_clips, collate_clips, family_of
 from .video_backends_swinbert import BACKENDS  # noqa: F401
 from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
 from .video_decoding_swinbert import decode_video  # noqa: F401
+from .video_losses_swinbert import find_lost_frames  # noqa: F401
 from .video_pictures_swinbert import PictureConverter  # noqa: F401
 from .video_processing_swinbert import SwinBertVideoProcessor  # noqa: F401
 from .video_sources_swinbert import VideoDecodeError
@@ -362,15 +363,15 @@ VideoCaptioningPipeline._registered_impl = {
 }
 
 
-def register_pipeline() -> None:
-    """Makes `pipeline("video-captioning", model=...)` known to transformers."""
+def register_pipeline(default: dict[str, Any]) -> None:
+    """Makes `pipeline("video-captioning")` known to transformers, with the model and revision `default["model"]`."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         saved = VideoCaptioningPipeline._registered_impl
         PIPELINE_REGISTRY.register_pipeline(
             TASK,
             pipeline_class=VideoCaptioningPipeline,
             pt_model=AutoModelForImageTextToText,
-            default={"model": (DEFAULT_MODEL, "main")},
+            default=default,
             type="multimodal",
         )
         VideoCaptioningPipeline._registered_impl = saved  # a saved model has no default model

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from .video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
 from .video_sources_swinbert import VideoDecodeError
-from .video_timeline_swinbert import VideoTimeline, read_timeline
+from .video_timeline_swinbert import VideoTimeline, demux, read_timeline
 
 try:
     import av
@@ -209,7 +209,7 @@ class StreamDecoder:
         self._open()
         try:
             self.pictures = PictureConverter(name, self.stream, MAX_FRAME_PIXELS, tone_map)
-            self.timeline, self._kept_packets = read_timeline(name, self._container, self.stream, _KEPT_BYTES)
+            self.timeline, self._kept_packets = read_timeline(name, media, self._container, self.stream, _KEPT_BYTES)
         except BaseException:
             self.close()
             raise
@@ -226,7 +226,7 @@ class StreamDecoder:
         Whether other decoders do not show the stream as this class does. The first frame tells that comes out on the
         way to the frames `wanted`, (T,).
         """
-        if self.timeline.has_own_times:
+        if self.timeline.has_own_times or self.timeline.is_lost[wanted].any():
             return True
         frame = next((frame for _, frame in self._frames(wanted[:1], to_be_continued=False)), None)
         if frame is None:
@@ -335,7 +335,7 @@ class StreamDecoder:
         self._container, self.stream = self._file.enter_context(open_stream(self._name, self._media))
         self.size = self.stream.codec_context.width, self.stream.codec_context.height
         self._codec = _transparent_codec(self.stream) or self.stream.codec_context
-        self._demuxer, self._next_packet = self._container.demux(self.stream), 0
+        self._demuxer, self._next_packet = demux(self._container, self.stream), 0
         self._set_threads(num_threads)
 
     def _set_threads(self, num_threads: int) -> None:
@@ -431,13 +431,12 @@ class StreamDecoder:
         while self._next_packet <= last:
             try:
                 packet = next(self._demuxer)
-            except (StopIteration, av.error.FFmpegError, IndexError):
+            except (StopIteration, av.error.FFmpegError):
                 return
-            if packet.size:
-                self._next_packet += 1
-                if self._next_packet > first:
-                    self.timeline.restore_time(packet, self._next_packet - 1)
-                    yield self._next_packet - 1, packet
+            self._next_packet += 1
+            if self._next_packet > first:
+                self.timeline.restore_time(packet, self._next_packet - 1)
+                yield self._next_packet - 1, packet
 
     def _seek(self, target: int) -> Any:
         """
@@ -451,9 +450,9 @@ class StreamDecoder:
         if here == there or (here < there and not is_far):
             return None
         if timeline.can_seek:
-            with contextlib.suppress(av.error.FFmpegError, IndexError):
+            with contextlib.suppress(av.error.FFmpegError):
                 self._container.seek(int(timeline.packets["pts"][target]), stream=self.stream)
-                demuxer = self._container.demux(self.stream)
+                demuxer = demux(self._container, self.stream)
                 for packet in demuxer:
                     position = timeline.find_packet(packet.pts, packet.dts, packet.size)
                     if position is None or position > target:

@@ -5,6 +5,7 @@ All of it is done on PyAV's frames. In docstrings H and W are the height and wid
 """
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -86,7 +87,7 @@ def _start_bwdif(frame: Any) -> Any:
         graph.add("bwdif", "mode=send_frame:deint=interlaced"),
         graph.add("buffersink"),
     ]
-    for node, following in zip(nodes, nodes[1:], strict=False):
+    for node, following in itertools.pairwise(nodes):
         node.link_to(following)
     graph.configure()
     return graph

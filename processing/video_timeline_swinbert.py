@@ -5,16 +5,19 @@ A video's packets tell how many frames there are and when each is shown, whateve
 nothing. In docstrings P is the number of packets, F of frames, T of sampled frames.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata as _VideoMetadata
 
+from .video_losses_swinbert import find_lost_frames
 from .video_sources_swinbert import VideoDecodeError, as_seconds
 
 try:
@@ -31,6 +34,7 @@ PACKET = np.dtype(
         ("dts", np.int64),  # decoding time stamp
         ("duration", np.int64),
         ("size", np.int64),  # bytes
+        ("pos", np.int64),  # byte of the file, -1 where it is unknown
         ("is_key", bool),  # decoding can begin here
         ("is_disposable", bool),  # no other frame needs this one
         ("is_hidden", bool),  # decoded for other frames, but not shown (cut off by an edit list)
@@ -42,6 +46,7 @@ _NO_TIME = -(1 << 63)  # as FFmpeg's AV_NOPTS_VALUE
 _RECORDS_AT_ONCE = 4096
 # Containers without a header that holds for the whole file: files can be joined by writing one behind the other.
 _JOINABLE = ("mpegts", "mpeg", "flv")
+_RESYNCHRONISING = ("matroska,webm",)  # see `video_losses_swinbert.py`
 _DECODING_TIMES = ("avi", "mxf")  # containers whose packets have decoding times alone
 _LARGEST_DISORDER = 0.1  # seconds by which decoding times may go back without a new beginning, as in FFmpeg
 
@@ -108,6 +113,18 @@ def _is_unreferenced(codec: str, headers: np.ndarray) -> np.ndarray:
     return (headers != 0) & (unit_type < 16) & (unit_type % 2 == 0) & (layer == layer.max(initial=0))
 
 
+def demux(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream that hold something, from the container's present position on."""
+    while True:
+        try:
+            yield from (packet for packet in container.demux(stream) if packet.size)
+            return
+        except av.error.BlockingIOError:
+            pass  # in a transport stream, damage of more than 64 kB: what comes behind it is still to be read
+        except IndexError:
+            return  # PyAV raises it at the end of a file in which streams appeared that its header did not announce
+
+
 def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.ndarray, list[Any] | None, str | None]:
     """
     Records of a stream's packets, (P,) of `PACKET`; the packets themselves if their size is at most `max_kept_bytes`
@@ -122,16 +139,15 @@ def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.
     kept: list[Any] | None = []
     num_bytes, problem = 0, None
     try:
-        for packet in container.demux(stream):
-            if not (size := packet.size):
-                continue
-            num_bytes += size
+        for packet in demux(container, stream):
+            num_bytes += (size := packet.size)
             records.append(
                 (
                     _NO_TIME if (pts := packet.pts) is None else pts,
                     _NO_TIME if (dts := packet.dts) is None else dts,
                     packet.duration or 0,
                     size,
+                    -1 if (pos := packet.pos) is None else pos,
                     packet.is_keyframe,
                     packet.is_disposable,
                     packet.is_discard,
@@ -148,8 +164,6 @@ def _read_packets(container: Any, stream: Any, max_kept_bytes: int) -> tuple[np.
                 kept.append(packet)
     except av.error.FFmpegError as error:
         problem = error.strerror
-    except IndexError:
-        pass  # PyAV raises it at the end of a file in which streams appeared that its header did not announce
     packets = np.concatenate([*arrays, np.array(records, PACKET)])
     packets["is_disposable"] |= _is_unreferenced(codec, packets["slice_header"])
     return packets, kept, problem
@@ -167,7 +181,9 @@ class VideoTimeline:
     Args:
         packets (`np.ndarray`): (P,) records of `PACKET`.
         pts (`np.ndarray`): (F,) ascending time stamps.
-        packet_of_frame (`np.ndarray`): (F,) number of the packet that holds each frame.
+        packet_of_frame (`np.ndarray`): (F,) number of the packet that holds each frame; of a lost frame, that of the
+            frame before it.
+        is_lost (`np.ndarray`): (F,) which frames the file has lost, see `video_losses_swinbert.py`.
         time_base (`Fraction`): seconds.
         end_pts (`int`): time stamp at which the last frame ends.
         has_time_stamps (`bool`): whether the packets say when frames are shown. If not, frames are numbered as the
@@ -183,6 +199,7 @@ class VideoTimeline:
     packets: np.ndarray
     pts: np.ndarray
     packet_of_frame: np.ndarray
+    is_lost: np.ndarray
     time_base: Fraction
     end_pts: int
     has_time_stamps: bool
@@ -286,7 +303,7 @@ def _find_shifts(container: str, packets: np.ndarray, time_base: Fraction) -> np
     shifts = np.zeros(len(packets), np.int64)
     bounds = [0, *(np.flatnonzero(begins_again) + 1), len(packets)]
     end: int | None = None
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in itertools.pairwise(bounds):
         part = packets[first:last]
         part = part[part["pts"] != _NO_TIME]
         if not len(part):
@@ -334,22 +351,50 @@ def _time_frames(
     return shown[np.unique(packets["pts"][shown], return_index=True)[1]], time_base, True, shifts
 
 
-def _truncated_frame(packets: np.ndarray, packet_of_frame: np.ndarray) -> int | None:
+def _truncated_frame(packets: np.ndarray, packet_of_frame: np.ndarray, is_lost: np.ndarray) -> int | None:
     """The frame of the last packet, if the end of the file cuts through it. Other corrupt packets are damage."""
     if not packets["is_corrupt"][-1] or packets["is_hidden"][-1]:
         return None
-    frames = np.flatnonzero(packet_of_frame == len(packets) - 1)  # none, if another packet has its time stamp
+    frames = np.flatnonzero(
+        (packet_of_frame == len(packets) - 1) & ~is_lost
+    )  # none, if another packet has its time stamp
     return int(frames[0]) if len(frames) else None
 
 
+def _add_lost_frames(
+    media: str | BinaryIO, container: Any, stream: Any, packets: np.ndarray, packet_of_frame: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """
+    (F,) time stamps, packets and `is_lost` of the frames that have a packet, `packet_of_frame`, and of those that the
+    file has lost; and sentences on the latter.
+    """
+    pts = packets["pts"][packet_of_frame]
+    lost, cut_end = find_lost_frames(media, container, stream, packets, packet_of_frame)
+    places = np.searchsorted(pts, lost)
+    pts = np.insert(pts, places, lost)
+    is_lost = np.insert(np.zeros(len(packet_of_frame), bool), places, True)
+    packet_of_frame = np.insert(packet_of_frame, places, packet_of_frame[np.maximum(places - 1, 0)])
+    seconds = (pts - pts[0]) * float(stream.time_base)
+    problems = []
+    if len(lost):
+        first, last = seconds[is_lost][[0, -1]]
+        frames = f"{len(lost)} frames from {first:.2f} s to {last:.2f} s are" if len(lost) > 1 else "1 frame is"
+        problems.append(f"the file is damaged: {frames} lost.")
+    if cut_end is not None:
+        end = (cut_end - pts[0]) * float(stream.time_base)
+        problems.append(f"the file ends after {seconds[-1]:.2f} of the {end:.2f} s that its header announces.")
+    return pts, packet_of_frame, is_lost, problems
+
+
 def read_timeline(
-    name: str, container: Any, stream: Any, max_kept_bytes: int = 0
+    name: str, media: str | BinaryIO, container: Any, stream: Any, max_kept_bytes: int = 0
 ) -> tuple[VideoTimeline, list[Any] | None]:
     """
     Reads every packet of a stream and decodes none.
 
     Args:
         name (`str`): the clip, for messages.
+        media: absolute path or seekable binary stream.
         container, stream: as PyAV opened them, at their beginning. Afterwards the container is at its end.
         max_kept_bytes (`int`): packets of a stream up to this size are returned too, so that they need not be read
             again in order to decode them.
@@ -368,17 +413,22 @@ def read_timeline(
     problems = [f"reading stopped after {len(packets)} packets ({problem})."] if problem else []
     rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
     packet_of_frame, time_base, has_time_stamps, shifts = _time_frames(container, stream, packets, rate)
-    pts = packets["pts"][packet_of_frame]
+    if container.format.name in _RESYNCHRONISING and has_time_stamps:
+        pts, packet_of_frame, is_lost, losses = _add_lost_frames(media, container, stream, packets, packet_of_frame)
+        problems += losses
+    else:
+        pts, is_lost = packets["pts"][packet_of_frame], np.zeros(len(packet_of_frame), bool)
     last_duration = packets["duration"][packet_of_frame[-1]] or (
         (pts[-1] - pts[0]) / (len(pts) - 1) if len(pts) > 1 else 1 / (rate * time_base)
     )
-    truncated_frame = _truncated_frame(packets, packet_of_frame)
+    truncated_frame = _truncated_frame(packets, packet_of_frame, is_lost)
     if truncated_frame is not None and stream.frames > len(packets):
         problems.append(f"the file ends after {len(packets)} of the {stream.frames} frames that its header announces.")
     timeline = VideoTimeline(
         packets=packets,
         pts=pts,
         packet_of_frame=packet_of_frame,
+        is_lost=is_lost,
         time_base=time_base,
         end_pts=int(pts[-1] + last_duration),
         has_time_stamps=has_time_stamps,
@@ -497,6 +547,7 @@ __all__ = [
     "VideoMetadata",
     "VideoTimeline",
     "check_num_frames",
+    "demux",
     "frame_range",
     "read_timeline",
     "sample_indices",

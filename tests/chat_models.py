@@ -25,6 +25,9 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     SmolVLMConfig,
     SmolVLMImageProcessor,
     SmolVLMProcessor,
@@ -131,6 +134,44 @@ def write_qwen(folder: Path) -> Path:
     template = _template(turn, "<|vision_start|><|video_pad|><|vision_end|>", "<|im_end|>\n", "<|im_start|>assistant\n")
     images, videos = Qwen2VLImageProcessor(**sizes), Qwen2VLVideoProcessor(**sizes)
     return _write(folder, config, Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=template))
+
+
+def write_qwen3(folder: Path) -> Path:
+    """Qwen3-VL: as Qwen2.5-VL, but the seconds of every pair of frames stand in the text."""
+    tokenizer = _tokenizer("<|im_end|>", CHATML, image_token="<|image_pad|>", video_token="<|video_pad|>")
+    image, video, start, end = tokenizer.convert_tokens_to_ids(
+        ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    )
+    config = Qwen3VLConfig(
+        text_config={
+            **TEXT_MODEL,
+            "head_dim": 8,
+            "vocab_size": len(tokenizer),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]},
+            "bos_token_id": 2,
+            "eos_token_id": EOS,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "patch_size": 8,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+            "initializer_range": 0.5,
+        },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    images = Qwen2VLImageProcessor(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 32 * 32})
+    videos = Qwen3VLVideoProcessor(patch_size=8, size={"shortest_edge": 16 * 16 * 16, "longest_edge": 16 * 32 * 32})
+    turn = "<|im_start|>{{ message['role'] }}\n"
+    template = _template(turn, "<|vision_start|><|video_pad|><|vision_end|>", "<|im_end|>\n", "<|im_start|>assistant\n")
+    return _write(folder, config, Qwen3VLProcessor(images, tokenizer, videos, chat_template=template))
 
 
 def write_smolvlm(folder: Path) -> Path:
@@ -246,6 +287,7 @@ def write_llava_onevision(folder: Path) -> Path:
 
 WRITERS = {
     "qwen2_5_vl": write_qwen,
+    "qwen3_vl": write_qwen3,
     "smolvlm": write_smolvlm,
     "internvl": write_internvl,
     "llava_onevision": write_llava_onevision,

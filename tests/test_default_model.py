@@ -1,5 +1,6 @@
 """The model that captions clips if none is named, and the bundled one by its name."""
 
+import functools
 import json
 import socket
 
@@ -44,12 +45,15 @@ def command(*arguments):
 def test_the_default_model_is_announced_and_downloaded_once(published, git, clip):
     size = sum(file.stat().st_size for file in git.iterdir())
     assert download_size(DEFAULT_MODEL) == size
+    published.requests.clear()
     first = command("caption", clip, "--device", "cpu")
     assert first.exit_code == 0, first.stderr
     (notice,) = first.stderr.splitlines()
     assert DEFAULT_MODEL in notice and f"({size / 1e6:,.0f} MB)" in notice and "--model" in notice
     assert first.stdout == load_captioner(str(git), device="cpu", dtype="float32")(clip)[0]["generated_text"] + "\n"
     assert not [request for request in published.requests if "pytorch_model.bin" in request]
+    # One tells the size; transformers asks for the commit.
+    assert published.requests.count(f"GET /api/models/{DEFAULT_MODEL}") == 2
     assert download_size(DEFAULT_MODEL) is None
     second = command("caption", clip, "--device", "cpu")
     assert (second.stdout, second.stderr) == (first.stdout, "")
@@ -99,8 +103,9 @@ def test_without_network_and_cache_the_ways_on_are_named(hub, clip, monkeypatch,
     (message,) = result.stderr.splitlines()
     for remedy in (DEFAULT_MODEL, "network", "--model DIR", "--model moving-shapes"):
         assert remedy in message
-    with pytest.raises(LoadingError, match="--model moving-shapes"):
-        load_captioner(device="cpu")
+    for load in (load_captioner, functools.partial(pipeline, "video-captioning")):
+        with pytest.raises(LoadingError, match=r"--model moving-shapes; in Python, model=swinbert.bundled_model\(\)"):
+            load(device="cpu")
 
 
 def test_the_bundled_model_has_a_name(tmp_path):

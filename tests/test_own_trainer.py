@@ -313,6 +313,7 @@ def test_an_unreadable_clip_is_named_in_one_line(workers, shapes, tmp_path):
         (["--dataset", "shaeps"], 1, "no such folder: shaeps. Did you mean shapes"),
         (["--model", "outputs/mine"], 1, "--model: There is no such folder: outputs/mine. Did you mean outputs/minee"),
         (["--backbone", "/no/where"], 1, "--backbone: There is no such folder: /no/where"),
+        (["--eval_split", "dev"], 1, "no split 'dev'.*--eval_split none"),
         (["stray"], 1, "Unexpected stray"),
     ],
 )
@@ -324,6 +325,15 @@ def test_mistakes_are_one_line(arguments, code, message, shapes, tmp_path, monke
     said = [line for line in result.stderr.splitlines() if line.startswith("swinbert: ")]
     assert result.exit_code == code and len(said) == 1 and re.search(message, said[0]), result.output
     assert "usage:" not in result.output and not (tmp_path / "outputs" / "new").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--max_steps", "1", "--lerning_rate", "1"], ["--model", "/no/where"]])
+def test_processes_that_torchrun_starts_say_it_in_one_line_too(arguments, shapes, tmp_path, capsys):
+    """`python -m swinbert.training.train` calls this function."""
+    with pytest.raises(SystemExit) as ended:
+        train.train_or_exit(["--dataset", str(shapes), "--output_dir", str(tmp_path / "new"), *arguments])
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and len([line for line in said if line.startswith("swinbert: ")]) == 1
 
 
 def test_help_has_groups_and_each_option_once():

@@ -39,6 +39,7 @@ from swinbert.training.data.clip_datasets import (
 from swinbert.training.data.frame_cache import FrameCache
 from swinbert.training.families import model_family
 from swinbert.training.memory import keep_freed_memory
+from swinbert.training.metrics import MissingTool
 from swinbert.training.monitoring import CaptionMetrics, plot_history
 from swinbert.training.moving_shapes.scoring import CARD_METRICS, exact_content_scores
 from swinbert.training.process_group import check_process_group, destroy_process_group, unsharded_initialization
@@ -58,6 +59,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     return metrics
 
 
+def train_or_exit(argv: Sequence[str]) -> None:
+    """Trains with command-line arguments; what the user has to mend ends the process with one message."""
+    with _ending_with_message(ValueError, OSError, RunError, MissingTool):
+        trainer = build_trainer(argv)
+    with _ending_with_message(FloatingPointError, RunError):
+        run(trainer)
+
+
+@contextlib.contextmanager
+def _ending_with_message(*errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        print_message(str(error))
+        sys.exit(1)
+
+
 def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
     """
     The trainer of a run, ready for `run`.
@@ -74,8 +92,7 @@ def build_trainer(argv: Sequence[str]) -> VideoCaptioningTrainer:
 
     train_clips, eval_clips = _load_training_clips(model_args, data_args, training_args), None
     if data_args.eval_split:
-        eval_clips = load_clips(data_args.dataset, data_args.eval_split)
-        refuse_missing(eval_clips)
+        eval_clips = _load_evaluation_clips(data_args.dataset, data_args.eval_split)
 
     with _naming_missing_models(model_args), unsharded_initialization(training_args):
         family = model_family(model_args.model)
@@ -157,6 +174,20 @@ def _load_training_clips(
             "The rewards of --objective scst need the captions of all clips, which a streamed dataset does not give:"
             " omit --streaming."
         )
+    return clips
+
+
+def _load_evaluation_clips(dataset: str, split: str) -> Any:
+    """
+    Raises:
+        FileNotFoundError: videos are missing.
+        ValueError: there is no such split.
+    """
+    try:
+        clips = load_clips(dataset, split)
+    except ValueError as error:
+        raise ValueError(f"{error} --eval_split names another; --eval_split none trains without evaluation.") from error
+    refuse_missing(clips)
     return clips
 
 
@@ -265,7 +296,5 @@ def _finish(trainer: VideoCaptioningTrainer, metrics: dict[str, float]) -> dict[
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RunError as error:
-        sys.exit(f"swinbert: {error}")
+    train_or_exit(sys.argv[1:])
+    destroy_process_group()

@@ -2,14 +2,14 @@
 
 import fnmatch
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import BitsAndBytesConfig, TorchAoConfig, pipeline
 
@@ -36,6 +36,7 @@ def load_captioner(
     load_in: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    announce: Callable[[str, int], Any] | None = None,
     **parameters: Any,
 ) -> VideoCaptioningPipeline:
     """
@@ -48,6 +49,7 @@ def load_captioner(
         load_in: `"8bit"` or `"4bit"` for weights of so many bits, which take a half or a quarter of the memory of
             bfloat16; needs the extra `quantization`.
         trust_remote_code, revision: as for `from_pretrained`.
+        announce: called before a model is downloaded from the Hub, with its name and size in bytes.
         parameters: how clips are sampled and captions are searched: see [`VideoCaptioningPipeline`].
 
     Raises:
@@ -64,8 +66,10 @@ def load_captioner(
         parameters["device_map"] = device
     else:
         parameters["device"] = device
-    if name == DEFAULT_MODEL:
-        _check_default_model(revision)
+    if name == DEFAULT_MODEL or announce is not None:
+        num_bytes = download_size(name, revision)
+        if num_bytes is not None and announce is not None:
+            announce(name, num_bytes)
     with explained(name):
         captioner = pipeline(
             "video-captioning",
@@ -83,25 +87,6 @@ def load_captioner(
     captioner.model_revision = _commit(name, revision)
     captioner.load_in = None if load_in is None else str(load_in)
     return captioner
-
-
-def _check_default_model(revision: str | None) -> None:
-    """
-    Raises `LoadingError` if the default model is not in the cache and the Hub does not answer. Loading would retry each
-    of its files for half a minute.
-    """
-    if is_cached(DEFAULT_MODEL, revision):
-        return
-    try:
-        HfApi().model_info(DEFAULT_MODEL, revision=revision, timeout=10)
-    except HfHubHTTPError:
-        return  # the Hub answers: loading says what is wrong
-    except Exception as error:
-        raise LoadingError(
-            f"The default model, {DEFAULT_MODEL} of the Hub, is not in the cache, and the Hub does not answer. Connect"
-            " to the network, name the folder of a model (--model DIR), or use the bundled model, which captions moving"
-            f" shapes only (--model {BUNDLED_MODEL})."
-        ) from error
 
 
 def _quantization(load_in: str, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig:
@@ -138,14 +123,26 @@ def is_cached(model: str, revision: str | None = None) -> bool:
         return False
 
 
-def download_size(model: str, revision: str | None = None) -> int | None:
-    """Bytes that loading a model downloads from the Hub; `None` if it is there already, or the Hub does not answer."""
-    if is_cached(model, revision) or is_offline_mode():
+def download_size(model: str = DEFAULT_MODEL, revision: str | None = None) -> int | None:
+    """
+    Bytes that loading a model downloads from the Hub; `None` if it is there already, or the Hub does not tell.
+
+    Raises:
+        LoadingError: the default model is not in the cache, and the Hub does not answer. Loading would retry each of
+            its files for half a minute.
+    """
+    if is_cached(model, revision):
         return None
     try:
         files = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=10).siblings or []
-    except Exception:  # whatever is wrong, loading will say so
-        return None
+    except Exception as error:
+        if model != DEFAULT_MODEL or isinstance(error, HfHubHTTPError):
+            return None  # loading says what is wrong
+        raise LoadingError(
+            f"The default model, {DEFAULT_MODEL} of the Hub, is not in the cache, and the Hub does not answer. Connect"
+            " to the network, name the folder of a model (--model DIR; in Python, model=DIR), or use the bundled model,"
+            f" which captions moving shapes only (--model {BUNDLED_MODEL}; in Python, model=swinbert.bundled_model())."
+        ) from error
     names = {file.rfilename for file in files}
     weights = "*.safetensors" if fnmatch.filter(names, "*.safetensors") else "*.bin"
     loaded = [

@@ -1,7 +1,7 @@
 """Loading for commands: what keeps a model from loading ends the command with one message."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,54 +14,50 @@ if TYPE_CHECKING:
     from swinbert.processing import VideoCaptioningPipeline
 
 
+@contextmanager
+def loading_or_exit(model: str | None = None) -> Iterator[None]:
+    """
+    For code that loads something: of `model`, whatever the error, or by functions of `swinbert.captioning.loading`,
+    whose `ValueError`s are about arguments.
+    """
+    from swinbert.captioning.loading import LoadingError, explained
+
+    try:
+        with nullcontext() if model is None else explained(model):
+            yield
+    except LoadingError as error:
+        fail(str(error))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def load_captioner_or_exit(model: str | None, **options: Any) -> "VideoCaptioningPipeline":
     """`load_captioner` with the options of a command; those that are `None` are left out. Downloads are announced."""
     num_frames, fps = options.get("num_frames"), options.get("fps")
     if num_frames is not None and fps is not None:
         raise typer.BadParameter(f"Expected one of --num-frames {num_frames} and --fps {fps:g}, got both.")
     quiet_libraries()
-    from swinbert.captioning.loading import DEFAULT_MODEL, LoadingError, download_size, find_model, load_captioner
+    from swinbert.captioning.loading import DEFAULT_MODEL, load_captioner
 
-    try:
-        name = find_model(DEFAULT_MODEL if model is None else model)
-        if (size := download_size(name, options.get("revision"))) is not None:
-            chosen = "" if model is not None else "No --model was given: "
-            say(f"{chosen}{'d' if chosen else 'D'}ownloading {name} ({size / 1e6:,.0f} MB) from the Hub.")
-        return load_captioner(name, **{option: value for option, value in options.items() if value is not None})
-    except LoadingError as error:
-        fail(str(error))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    def announce(name: str, num_bytes: int) -> None:
+        chosen = "" if model is not None else "No --model was given: "
+        say(f"{chosen}{'d' if chosen else 'D'}ownloading {name} ({num_bytes / 1e6:,.0f} MB) from the Hub.")
+
+    given = {option: value for option, value in options.items() if value is not None}
+    with loading_or_exit():
+        return load_captioner(DEFAULT_MODEL if model is None else model, announce=announce, **given)
 
 
 def find_model_or_exit(model: str) -> str:
     """The folder or the name on the Hub that `model` stands for."""
-    from swinbert.captioning.loading import LoadingError, find_model
+    from swinbert.captioning.loading import find_model
 
-    try:
+    with loading_or_exit():
         return find_model(model)
-    except LoadingError as error:
-        fail(str(error))
 
 
 def choose_device_or_exit(name: str) -> "torch.device":
-    from swinbert.captioning.loading import LoadingError, choose_device
+    from swinbert.captioning.loading import choose_device
 
-    try:
+    with loading_or_exit():
         return choose_device(name)
-    except LoadingError as error:
-        fail(str(error))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-@contextmanager
-def loading_or_exit(model: str) -> Iterator[None]:
-    """For code that loads something of a model."""
-    from swinbert.captioning.loading import LoadingError, explained
-
-    try:
-        with explained(model):
-            yield
-    except LoadingError as error:
-        fail(str(error))

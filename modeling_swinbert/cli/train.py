@@ -12,17 +12,8 @@ from swinbert.cli.options import NewFolder
 def train(context: typer.Context):
     """Train a model; `swinbert train --help` lists the arguments of transformers' Trainer and ours."""
     with needs_extra("train"):
-        from swinbert.training.checkpoints import RunError
-        from swinbert.training.metrics import MissingTool
-        from swinbert.training.train import build_trainer, run
-    try:
-        trainer = build_trainer(context.args)
-    except (ValueError, OSError, RunError, MissingTool) as error:
-        fail(str(error))
-    try:
-        run(trainer)
-    except (FloatingPointError, RunError) as error:
-        fail(str(error))
+        from swinbert.training.train import train_or_exit
+    train_or_exit(context.args)
 
 
 def harden(

@@ -45,7 +45,7 @@ BREAKING = {
 # Problems that make the model worse, or its scores too good.
 DOUBTFUL = {
     "damaged": "clips with frames that cannot be decoded",
-    "cut off": "truncated files",
+    "cut off": "damaged or truncated files",
     "blank": "clips of one colour",
     "past the end": "clips that end after their video",
     "repeated caption": "clips with repeated captions",
@@ -337,7 +337,7 @@ def _check(split: str, number: int, num_frames: int, keep: bool) -> _Check:
 
 @contextmanager
 def _decoder_messages() -> Iterator[list[str]]:
-    """Collects log messages of the decoder (about truncated files), without the name of the clip."""
+    """Collects log messages of the decoder (about damaged and truncated files), without the name of the clip."""
     messages: list[str] = []
 
     class Listener(logging.Handler):

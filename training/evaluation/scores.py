@@ -55,7 +55,7 @@ def choose_metrics(metrics: Iterable[str] | None) -> tuple[tuple[str, ...], dict
             found = first_names(unknown) or "none"
             raise ValueError(f"Expected some of the metrics {', '.join(METRICS)}, found {found}.")
         check_tools(chosen)
-        return chosen, {name: "not asked for" for name in METRICS if name not in chosen}
+        return chosen, {}
     left_out = {"spice": "which needs a download and 8 GB: ask for it by its name (--metrics)"}
     try:
         check_tools(["meteor"])
