@@ -10,6 +10,7 @@ for caption in captions(["a.mp4", "b.mp4"], load_captioner("moving-shapes")):
 
 from swinbert.captioning.caption import Alternative, Caption, CaptionStream, Clip, captions
 from swinbert.captioning.clips import find_clips
+from swinbert.captioning.explaining import Explanation, explain
 from swinbert.captioning.loading import LoadingError, load_captioner
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "Caption",
     "CaptionStream",
     "Clip",
+    "Explanation",
     "LoadingError",
     "captions",
+    "explain",
     "find_clips",
     "load_captioner",
 ]
