@@ -12,13 +12,26 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.cache_utils import DynamicCache
 
 # Copies of a caption in one forward pass.
 _COPIES = 16
+
+
+class LayerAttention(NamedTuple):
+    """
+    Attention among the video tokens in one layer, on one clip.
+
+    Args:
+        alive: share of the pairs of different tokens whose weight is not 0 in float32.
+        others: share of a token's attention that goes to other tokens, mean over the tokens.
+    """
+
+    alive: float
+    others: float
 
 
 class EncodedClip(ABC):
@@ -64,6 +77,10 @@ class EncodedClip(ABC):
         Attention rollout (arXiv:2005.00928): how much of each prediction flows from each token of the clip through the
         attention and the residual connections of all layers, (L, T', H', W').
         """
+
+    def layers(self) -> tuple[LayerAttention, ...]:
+        """Attention among the video tokens under a sparse mask, in each layer; nothing where there is no such mask."""
+        return ()
 
     @torch.no_grad()
     def distributions(self, ids: torch.Tensor) -> torch.Tensor:
@@ -180,6 +197,17 @@ class EncodedSwinBertClip(EncodedClip):
             encoded = self._model.encode_video(video_features=self._features, output_attentions=True)
         return (weights[0].float().mean(0) for weights in encoded.attentions)
 
+    def layers(self) -> tuple[LayerAttention, ...]:
+        if self._model.model.sparse_mask is None:
+            return ()
+        return tuple(_layer_attention(weights) for weights in self.prefix_attentions())
+
+
+def _layer_attention(weights: torch.Tensor) -> LayerAttention:
+    others = weights.clone().fill_diagonal_(0.0)
+    pairs = max(1, len(weights) * (len(weights) - 1))
+    return LayerAttention(float((others > 0).sum() / pairs), float(others.sum(1).mean()))
+
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
@@ -271,9 +299,16 @@ def encoded_clip_class(model: Any) -> type[EncodedClip]:
     if model.config.model_type not in _BY_MODEL_TYPE:
         raise ValueError(
             "Words can be traced to frames and places in SwinBERT and GIT models, got a"
-            f" {model.config.model_type!r} model: explain the clip with one of those, or use `captions` for its caption."
+            f" {model.config.model_type!r} model: explain the clip with one of those."
         )
     return _BY_MODEL_TYPE[model.config.model_type]
 
 
-__all__ = ["EncodedClip", "EncodedSwinBertClip", "eager_attention", "encode_clip", "encoded_clip_class"]
+__all__ = [
+    "EncodedClip",
+    "EncodedSwinBertClip",
+    "LayerAttention",
+    "eager_attention",
+    "encode_clip",
+    "encoded_clip_class",
+]

@@ -16,7 +16,7 @@ import torch
 
 from swinbert.captioning.caption import Clip
 from swinbert.captioning.explaining.attribution import DEFAULT_METHOD, METHODS, Method
-from swinbert.captioning.explaining.encoded_clips import EncodedClip, encode_clip, encoded_clip_class
+from swinbert.captioning.explaining.encoded_clips import EncodedClip, LayerAttention, encode_clip, encoded_clip_class
 from swinbert.captioning.explaining.frames import read_frames, shown_box
 from swinbert.processing.clip_reading_swinbert import beginning_of_caption, unpack_clip
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
@@ -70,6 +70,7 @@ class Explanation:
         box: left, top, right and bottom of the part of the picture that the model saw and that the grid of tokens
             divides evenly, as shares of the picture's width and height; beyond 0 and 1 where it was padded.
         frames_per_token: token t' stands for the frames from t' * frames_per_token on.
+        layers: of a model with a sparse mask, attention among the video tokens in each layer.
         pictures: (T, H, W, 3) uint8, the sampled frames at their own aspect ratio, made smaller.
     """
 
@@ -80,6 +81,7 @@ class Explanation:
     method: str
     box: tuple[float, float, float, float]
     frames_per_token: int
+    layers: tuple[LayerAttention, ...]
     pictures: np.ndarray = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +104,7 @@ class Explanation:
             "method": self.method,
             "box": list(self.box),
             "frames_per_token": self.frames_per_token,
+            "layers": [layer._asdict() for layer in self.layers],
         }
 
 
@@ -153,6 +156,7 @@ def explain(
         encoded = encode_clip(model, _inputs(captioner, video))
         ids = _caption_ids(captioner, encoded, caption)
         words = _explain_words(captioner, encoded, ids, METHODS[method], len(frames.pictures))
+        layers = encoded.layers()
     return Explanation(
         clip=named.name,
         caption=_decoded(captioner, ids[0]),
@@ -161,6 +165,7 @@ def explain(
         method=method,
         box=shown_box(captioner, frames.size),
         frames_per_token=encoded.frames_per_token,
+        layers=layers,
         pictures=frames.pictures,
     )
 
