@@ -97,6 +97,9 @@ def _image(axes: "Axes", values: np.ndarray, title: str, **ticks: Any) -> Any:
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.set(**ticks)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_ticklocs().size:
+            axis.get_major_locator().set_params(integer=True)
     return image
 
 
@@ -121,7 +124,7 @@ def _draw_times(
         axes[2].set(title="each layer, on this clip", xlabel="layer", ylabel="%", ylim=(0, 105), xticks=numbers)
         axes[2].title.set_fontsize(9)
         axes[2].tick_params(labelsize=8)
-        axes[2].legend(fontsize=8, loc="lower right")
+        axes[2].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.45))
 
 
 def _draw_places(figure: Any, soft: np.ndarray, grid: tuple[int, int, int]) -> None:
