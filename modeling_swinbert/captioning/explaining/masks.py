@@ -124,7 +124,7 @@ def _draw_times(
         axes[2].set(title="each layer, on this clip", xlabel="layer", ylabel="%", ylim=(0, 105), xticks=numbers)
         axes[2].title.set_fontsize(9)
         axes[2].tick_params(labelsize=8)
-        axes[2].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.45))
+        axes[2].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.4))
 
 
 def _draw_places(figure: Any, soft: np.ndarray, grid: tuple[int, int, int]) -> None:

@@ -3,6 +3,7 @@
 Shapes: T frames, H and W pixels of a picture, (T', H', W') the grid of the clip's tokens, N of them.
 """
 
+import io
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,12 @@ def words_figure(explanation: Explanation) -> "Figure":
     return figure
 
 
+def as_png(figure: "Figure") -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
 class _Canvas:
     """A figure addressed in pixels from its upper left corner."""
 
@@ -200,4 +207,4 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width)) or text
 
 
-__all__ = ["content_words", "lit", "moments", "words_figure"]
+__all__ = ["as_png", "content_words", "lit", "moments", "words_figure"]
