@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from swinbert.captioning.explaining.explanation import Explanation, Word
-from swinbert.captioning.explaining.wording import legend, percent, read_from
+from swinbert.captioning.explaining.wording import legend, noticeable, percent, read_from
 
 # Of a clip that is embedded; the page of a larger one plays its sampled frames.
 MAX_VIDEO_BYTES = 8 << 20
@@ -80,12 +80,12 @@ def _word_data(explanation: Explanation, word: Word) -> dict[str, Any]:
             f"Probability {percent(word.probability)}; without the clip {percent(word.blind_probability)}.",
             f"Read mostly {read_from(explanation, word)}." if word.tokens.any() else "It needs no part of the clip.",
         ],
-        "alternatives": [f"{other.word}, {percent(other.probability)}" for other in word.alternatives],
+        "alternatives": [f"{other.word}, {percent(other.probability)}" for other in noticeable(word)],
     }
 
 
 def _row(explanation: Explanation, word: Word) -> str:
-    others = ", ".join(f"{other.word} {percent(other.probability)}" for other in word.alternatives)
+    others = ", ".join(f"{other.word} {percent(other.probability)}" for other in noticeable(word))
     numbers = "".join(
         f'<td class="number">{percent(value)}</td>' for value in (word.probability, word.blind_probability)
     )

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from swinbert.captioning.explaining.explanation import Explanation, Word
-from swinbert.captioning.explaining.wording import legend, percent
+from swinbert.captioning.explaining.wording import legend, noticeable, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,8 +155,7 @@ class _Canvas:
 def _draw_label(canvas: _Canvas, word: Word, top: float) -> None:
     canvas.text(_GAP, top, _wrapped(word.word, 14), fontsize=13, weight="bold")
     lines = [f"{percent(word.probability)} likely", f"without the clip {percent(word.blind_probability)}"]
-    if word.alternatives:
-        other = word.alternatives[0]
+    for other in noticeable(word)[:1]:
         lines.append(f"or “{textwrap.shorten(other.word, 12, placeholder='…')}” {percent(other.probability)}")
     canvas.text(_GAP, top + 26, "\n".join(lines), fontsize=8, color="0.25")
 
