@@ -1,0 +1,213 @@
+"""The demo's page on Gradio: an upload, an address or the camera on the left, what came of it on the right."""
+
+import contextlib
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from swinbert import bundled_model
+from swinbert.captioning.demo.page import (
+    clock,
+    error_html,
+    hint_html,
+    model_html,
+    result_html,
+    status_html,
+    title_html,
+)
+from swinbert.captioning.demo.service import Demo, DemoError, Progress, Search
+from swinbert.captioning.writers import Row, json_row
+
+# Before Gradio is imported.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
+from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
+
+TITLE = "Video captioning"
+# Visitors who wait; others are told to come back later.
+_LONGEST_QUEUE = 32
+_FOLDER = Path(__file__).parent
+_EXAMPLE = Path(bundled_model()).parent / "sample.mp4"
+# The browser loads nothing from other hosts, whatever a page of Gradio names.
+_ONLY_FROM_HERE = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+# Events of one name wait for each other: the model works on one clip at a time.
+_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+
+
+class NothingFromElsewhere:
+    """Adds a Content-Security-Policy to every answer."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", _ONLY_FROM_HERE)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+
+
+class Handlers:
+    """What the page's events call. What is wrong with a clip becomes one sentence on the page."""
+
+    def __init__(self, demo: Demo):
+        self.demo = demo
+
+    def chosen(self, video: str | None, request: gr.Request) -> tuple[str, Any]:
+        """A clip was uploaded, recorded, fetched, or taken away: what is known of it, and the button."""
+        if video is None:
+            return "", gr.Button(interactive=False)
+        self.demo.files.hold(str(request.session_hash), Path(video))
+        try:
+            seconds = self.demo.check(Path(video))
+        except DemoError as error:
+            return error_html(str(error)), gr.Button(interactive=False)
+        length = "" if seconds is None else f", {clock(seconds)}"
+        return status_html(f"{Path(video).name}{length}"), gr.Button(interactive=True)
+
+    def fetch(self, url: str, request: gr.Request) -> tuple[Any, str]:
+        try:
+            return str(self.demo.fetch(url, str(request.session_hash))), ""
+        except DemoError as error:
+            return None, error_html(str(error))
+
+    def show_caption(self, video: str | None, beams: float, alternatives: float) -> Iterator[str]:
+        if video is None:
+            yield error_html("Choose a clip first.")
+            return
+        progress = Progress()
+        yield result_html(progress, is_complete=False)
+        try:
+            for progress in self.demo.caption(Path(video), Search(int(beams), int(alternatives))):
+                yield result_html(progress, is_complete=False)
+        except DemoError as error:
+            yield error_html(str(error))
+            return
+        yield result_html(progress, is_complete=True)
+
+    def caption(
+        self, video: str | None = None, url: str = "", beams: float = 4, alternatives: float = 2
+    ) -> list[dict[str, Any]]:
+        """
+        Describes a video in English: one sentence for a short clip, one for each segment of a long video.
+
+        Args:
+            video: the video; leave it out to give an address instead.
+            url: public http or https address of a video.
+            beams: number of beams of the search; 1 is greedy search.
+            alternatives: further captions of each clip.
+
+        Returns:
+            A list of rows, in order of time, each with caption, score, start and end in seconds.
+        """
+        visitor = secrets.token_hex(8)
+        try:
+            if video is None:
+                video = str(self.demo.fetch(url, visitor))
+            *_, progress = self.demo.caption(Path(video), Search(int(beams), int(alternatives)))
+        except DemoError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        finally:
+            self.demo.files.forget(visitor)
+        return [json_row(Row(caption)) for caption in progress.captions]
+
+    def left(self, request: gr.Request) -> None:
+        self.demo.files.forget(str(request.session_hash))
+
+
+def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
+    """The page, and the same as endpoints."""
+    handlers, search = Handlers(demo), Search()
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.HTML(title_html(title))
+        with gr.Row(elem_id="desk"):
+            with gr.Column(min_width=320):
+                video = gr.Video(label="Clip", sources=["upload", "webcam"], elem_id="clip", buttons=[])
+                chosen = gr.HTML(elem_id="chosen")
+                with gr.Row(elem_id="address"):
+                    url = gr.Textbox(
+                        "",
+                        label="Address of a clip",
+                        show_label=False,
+                        placeholder="… or the address of a clip: https://",
+                        container=False,
+                        scale=4,
+                        min_width=160,
+                    )
+                    fetch = gr.Button("Fetch", scale=1, min_width=70)
+                with gr.Row():
+                    example = gr.Button("Try the example", min_width=140)
+                    button = gr.Button(
+                        "Caption", variant="primary", interactive=False, elem_id="caption", scale=2, min_width=140
+                    )
+            with gr.Column(min_width=320):
+                result = gr.HTML(hint_html(), elem_id="result")
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            gr.HTML(model_html(demo.captioner))
+            with gr.Row():
+                beams = gr.Slider(1, 8, search.beams, step=1, label="Beams", info="1 is greedy search.")
+                alternatives = gr.Slider(0, 7, search.alternatives, step=1, label="Other captions")
+        settings = [beams, alternatives]
+
+        video.change(handlers.chosen, video, [chosen, button], show_progress="hidden", api_visibility="private")
+        for trigger in (fetch.click, url.submit):
+            trigger(handlers.fetch, url, [video, chosen], api_visibility="private")
+        example.click(lambda: str(_EXAMPLE), None, video, show_progress="hidden", api_visibility="private")
+        button.click(handlers.show_caption, [video, *settings], result, api_visibility="private", **_MODEL)
+        page.unload(handlers.left)
+        _endpoints(handlers, [video, url, *settings])
+    return page
+
+
+def _endpoints(handlers: Handlers, inputs: list[Any]) -> None:
+    """For programs and agents: what the page does, by buttons that nobody sees."""
+    rows = gr.JSON(visible=False)
+    gr.Button(visible=False).click(handlers.caption, inputs, rows, api_name="caption", **_MODEL)
+
+
+def launch(demo: Demo, *, title: str = TITLE, port: int | None = None, share: bool = False) -> gr.Blocks:
+    """
+    Starts to serve the page, its API and its MCP tool, in threads of this process.
+
+    Args:
+        port: default: the first free one from 7860 on.
+        share: also at a public address, through servers of Gradio.
+
+    Returns:
+        What runs: `local_url`, `share_url`, `block_thread()`, `close()`.
+
+    Raises:
+        OSError: the port is in use.
+    """
+    # Where Gradio keeps uploads, and what it copies for the page.
+    os.environ["GRADIO_TEMP_DIR"] = str(demo.files.uploads)
+    page = build(demo, title)
+    page.queue(max_size=_LONGEST_QUEUE)
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces the MCP server even where it is told to be quiet
+        page.launch(
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            mcp_server=True,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            max_file_size=demo.limits.num_bytes,
+            theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css_paths=_FOLDER / "page.css",
+            head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
+            footer_links=["api"],
+            # A shared page takes its program from a server of Gradio.
+            app_kwargs={} if share else {"middleware": [Middleware(NothingFromElsewhere)]},
+        )
+    return page
+
+
+__all__ = ["build", "launch"]

@@ -1,0 +1,18 @@
+// Buttons with `data-seek` jump the player; the segment that is playing is marked.
+(() => {
+  const player = () => document.querySelector("#clip video");
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-seek]");
+    const video = player();
+    if (!button || !video) return;
+    video.currentTime = Number(button.dataset.seek) + 0.001;
+    video.play().catch(() => {});
+  });
+  document.addEventListener("timeupdate", () => {
+    const time = player()?.currentTime;
+    for (const each of document.querySelectorAll("[data-seek][data-until]")) {
+      const playing = time >= Number(each.dataset.seek) && time < Number(each.dataset.until);
+      each.classList.toggle("playing", playing);
+    }
+  }, true);
+})();

@@ -1,0 +1,204 @@
+"""What the demo does with a clip, without its page: checks, fetching, captions with progress, and temporary files."""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from swinbert.captioning.caption import Caption, Clip, captions
+from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
+from swinbert.processing.video_decoding_swinbert import header_duration
+from swinbert.processing.video_sources_swinbert import VideoDecodeError, open_source
+from swinbert.utils.text import one_line
+
+
+class DemoError(ValueError):
+    """Why a clip cannot be captioned, in one sentence for whoever sent it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest video that the demo takes."""
+
+    megabytes: float = 500.0
+    minutes: float = 60.0
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.megabytes * 1e6)
+
+
+@dataclass(frozen=True)
+class Search:
+    """
+    How captions are searched, as people set it.
+
+    Args:
+        beams: number of beams; 1 is greedy search.
+        alternatives: further captions of each clip.
+    """
+
+    beams: int = 4
+    alternatives: int = 2
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        wanted = 1 + self.alternatives
+        return {"num_beams": max(self.beams, wanted), "num_return_sequences": wanted}
+
+
+@dataclass
+class Progress:
+    """
+    A captioned video, as far as it is.
+
+    Args:
+        captions: so far, in order of time.
+        share: of the video, from 0 to 1; `None` if its duration is unknown.
+        remaining: seconds that the rest will take at the pace so far; `None` before the first caption.
+    """
+
+    captions: list[Caption] = field(default_factory=list)
+    share: float | None = None
+    remaining: float | None = None
+
+
+class Demo:
+    """
+    One captioner for many visitors. Methods raise `DemoError` for all that is wrong with a clip.
+
+    ```python
+    with Demo(load_captioner("moving-shapes")) as demo:
+        *_, progress = demo.caption(Path("clip.mp4"))
+        print(progress.captions[0].text)
+    ```
+
+    Args:
+        captioner: see `load_captioner`.
+        limits: what is too large is refused before it is decoded.
+
+    Attributes:
+        files: temporary files of the visitors.
+    """
+
+    def __init__(self, captioner: VideoCaptioningPipeline, limits: Limits | None = None):
+        self.captioner, self.limits = captioner, limits or Limits()
+        self.files = TemporaryFiles()
+
+    def __enter__(self) -> "Demo":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.files.close()
+
+    def check(self, video: Path) -> float | None:
+        """Seconds of a video according to its header, `None` if that says nothing. Nothing is decoded."""
+        if not video.exists():
+            raise DemoError(f"{video.name}: the file is gone; choose it again.")
+        if (size := video.stat().st_size) > self.limits.num_bytes:
+            raise DemoError(
+                f"{video.name}: expected at most {self.limits.megabytes:,.0f} MB, found {size / 1e6:,.0f} MB."
+            )
+        with explained(video.name):
+            seconds = header_duration(video)
+        if seconds is not None and seconds > 60 * self.limits.minutes:
+            raise DemoError(
+                f"{video.name}: expected at most {self.limits.minutes:g} minutes, found {seconds / 60:,.0f} minutes."
+            )
+        return seconds
+
+    def fetch(self, url: str, visitor: str) -> Path:
+        """Downloads a clip. Addresses are checked as everywhere in this package: public ones, by http or https."""
+        url = url.strip()
+        name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-80:].lstrip(".") or "clip"
+        if not re.match("https?://", url):
+            raise DemoError(f"Expected an address that begins with https:// or http://, found {url[:60]!r}.")
+        with explained(url), open_source(url) as downloaded:
+            file = self.files.new_folder(visitor) / name
+            shutil.move(str(downloaded), file)
+        return file
+
+    def caption(self, video: Path, search: Search = Search()) -> Iterator[Progress]:
+        """The captions of a video, and how far it is after each of them."""
+        duration = self.check(video)
+        start, progress = time.monotonic(), Progress()
+        with explained(video.name):
+            for caption in captions([Clip(video, name=video.name)], self.captioner, **search.generation):
+                progress.captions.append(caption)
+                duration = caption.duration or duration
+                if caption.end is not None and duration:
+                    progress.share = min(1.0, caption.end / duration)
+                    progress.remaining = (time.monotonic() - start) * (1 - progress.share) / max(progress.share, 1e-3)
+                yield progress
+        if all(caption.text is None for caption in progress.captions):
+            raise DemoError(f"{video.name}: {progress.captions[0].error}")
+
+
+class TemporaryFiles:
+    """
+    Files of visitors, all in one folder: what they sent (`uploads`, where Gradio puts it) and what was made for them.
+    Two visitors who send the same file share it. `forget` removes what nobody else has.
+    """
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="swinbert-demo-"))
+        self.uploads = self.root / "uploads"
+        self._lock = threading.Lock()
+        self._held: dict[str, set[Path]] = defaultdict(set)
+
+    def new_folder(self, visitor: str) -> Path:
+        """An empty folder that is removed with the visitor's other files."""
+        folder = Path(tempfile.mkdtemp(dir=self.root))
+        with self._lock:
+            self._held[visitor].add(folder)
+        return folder
+
+    def hold(self, visitor: str, upload: Path) -> None:
+        """Notes that a visitor has sent a file; any other is left alone for ever."""
+        upload = Path(os.path.abspath(upload))
+        if self.uploads in upload.parents:
+            with self._lock:
+                self._held[visitor].add(upload)
+
+    def forget(self, visitor: str) -> None:
+        """Removes the files of a visitor who has left."""
+        with self._lock:
+            held = self._held.pop(visitor, set())
+            for path in held.difference(*self._held.values()):
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+            return
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            path.parent.rmdir()
+
+    def close(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a clip into one sentence that begins with the clip's name."""
+    try:
+        yield
+    except DemoError:
+        raise
+    except VideoDecodeError as error:
+        raise DemoError(f"{name}: {error.message}") from error
+    except Exception as error:
+        raise DemoError(f"{name}: {one_line(error)}") from error
+
+
+__all__ = ["Demo", "DemoError", "Limits", "Progress", "Search", "TemporaryFiles", "explained"]

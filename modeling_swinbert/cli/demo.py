@@ -1,0 +1,53 @@
+"""`swinbert demo`."""
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from swinbert.cli.loading import load_captioner_or_exit
+from swinbert.cli.messages import fail, needs_extra, say
+from swinbert.cli.options import CaptionComputeDType, CaptionDType, Device, Model, Revision, TrustRemoteCode
+
+
+def demo(
+    model: Model = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, metavar="N", help="Default: the first free one from 7860 on."),
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Also at a public address, through servers of Gradio.")
+    ] = False,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, metavar="N", help="Size of the largest file.")] = 500,
+    max_minutes: Annotated[float, typer.Option(min=0.001, metavar="N", help="Length of the longest video.")] = 60,
+    device: Device = "auto",
+    dtype: CaptionComputeDType = CaptionDType.auto,
+    trust_remote_code: TrustRemoteCode = False,
+    revision: Revision = None,
+):
+    """
+    Serve a page that captions clips: uploaded, from an address, or from the camera.
+
+    The same server is an API with named endpoints and, at /gradio_api/mcp/, a tool for agents (MCP). Nothing is sent to
+    other servers, and what visitors send is deleted when they leave. Needs the extra `demo`.
+    """
+    with needs_extra("demo"):
+        from swinbert.captioning.demo.app import launch
+    from swinbert.captioning.demo.service import Demo, Limits
+
+    captioner = load_captioner_or_exit(
+        model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
+    )
+    # As Ctrl-C does, it ends the block below, which deletes files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with Demo(captioner, Limits(max_megabytes, max_minutes)) as running:
+        try:
+            page = launch(running, port=port, share=share)
+        except OSError as error:
+            fail(
+                f"{error} Choose another --port." if port is None else f"Port {port} is in use: choose another --port."
+            )
+        say(f"The demo is at {page.share_url or page.local_url} until Ctrl-C.")
+        page.block_thread()
