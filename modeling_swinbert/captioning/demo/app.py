@@ -23,9 +23,9 @@ from swinbert.captioning.writers import Row, json_row
 
 # Before Gradio is imported.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-import gradio as gr  # noqa: E402
-from starlette.middleware import Middleware  # noqa: E402
-from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TITLE = "Video captioning"
 # Visitors who wait; others are told to come back later.
@@ -92,7 +92,12 @@ class Handlers:
         yield result_html(progress, is_complete=True)
 
     def caption(
-        self, video: str | None = None, url: str = "", beams: float = 4, alternatives: float = 2
+        self,
+        request: gr.Request,
+        video: str | None = None,
+        url: str = "",
+        beams: float = 4,
+        alternatives: float = 2,
     ) -> list[dict[str, Any]]:
         """
         Describes a video in English: one sentence for a short clip, one for each segment of a long video.
@@ -106,16 +111,19 @@ class Handlers:
         Returns:
             A list of rows, in order of time, each with caption, score, start and end in seconds.
         """
-        visitor = secrets.token_hex(8)
+        download = secrets.token_hex(8)
         try:
             if video is None:
-                video = str(self.demo.fetch(url, visitor))
+                video = str(self.demo.fetch(url, download))
+            self.demo.files.hold(str(request.session_hash), Path(video))
             *_, progress = self.demo.caption(Path(video), Search(int(beams), int(alternatives)))
         except DemoError as error:
             raise gr.Error(str(error), print_exception=False) from None
         finally:
-            self.demo.files.forget(visitor)
-        return [json_row(Row(caption)) for caption in progress.captions]
+            self.demo.files.forget(download)
+        # Clients of Gradio take a dictionary with a path for a file to download.
+        rows = [json_row(Row(caption)) for caption in progress.captions]
+        return [{name: value for name, value in row.items() if name != "path"} for row in rows]
 
     def left(self, request: gr.Request) -> None:
         self.demo.files.forget(str(request.session_hash))
@@ -135,14 +143,14 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
                         "",
                         label="Address of a clip",
                         show_label=False,
-                        placeholder="… or the address of a clip: https://",
+                        placeholder="Or the address of a clip: https://…",
                         container=False,
                         scale=4,
                         min_width=160,
                     )
                     fetch = gr.Button("Fetch", scale=1, min_width=70)
                 with gr.Row():
-                    example = gr.Button("Try the example", min_width=140)
+                    example = gr.Button("Try the example", min_width=150)
                     button = gr.Button(
                         "Caption", variant="primary", interactive=False, elem_id="caption", scale=2, min_width=140
                     )
