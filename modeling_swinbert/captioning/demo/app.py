@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from swinbert import bundled_model
 from swinbert.captioning.demo.page import (
     clock,
     error_html,
@@ -31,7 +30,6 @@ TITLE = "Video captioning"
 # Visitors who wait; others are told to come back later.
 _LONGEST_QUEUE = 32
 _FOLDER = Path(__file__).parent
-_EXAMPLE = Path(bundled_model()).parent / "sample.mp4"
 # The browser loads nothing from other hosts, whatever a page of Gradio names.
 _ONLY_FROM_HERE = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 # Events of one name wait for each other: the model works on one clip at a time.
@@ -166,7 +164,7 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
         video.change(handlers.chosen, video, [chosen, button], show_progress="hidden", api_visibility="private")
         for trigger in (fetch.click, url.submit):
             trigger(handlers.fetch, url, [video, chosen], api_visibility="private")
-        example.click(lambda: str(_EXAMPLE), None, video, show_progress="hidden", api_visibility="private")
+        example.click(lambda: str(demo.example), None, video, show_progress="hidden", api_visibility="private")
         button.click(handlers.show_caption, [video, *settings], result, api_visibility="private", **_MODEL)
         page.unload(handlers.left)
         _endpoints(handlers, [video, url, *settings])

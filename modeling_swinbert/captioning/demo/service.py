@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from swinbert import bundled_model
 from swinbert.captioning.caption import Caption, Clip, captions
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_decoding_swinbert import header_duration
@@ -85,13 +86,15 @@ class Demo:
     Args:
         captioner: see `load_captioner`.
         limits: what is too large is refused before it is decoded.
+        example: a clip for those who have none at hand.
 
     Attributes:
         files: temporary files of the visitors.
     """
 
-    def __init__(self, captioner: VideoCaptioningPipeline, limits: Limits | None = None):
-        self.captioner, self.limits = captioner, limits or Limits()
+    def __init__(self, captioner: VideoCaptioningPipeline, limits: Limits = Limits(), example: Path | None = None):
+        self.captioner, self.limits = captioner, limits
+        self.example = example or Path(bundled_model()).parent / "sample.mp4"
         self.files = TemporaryFiles()
 
     def __enter__(self) -> "Demo":
