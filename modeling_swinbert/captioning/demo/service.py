@@ -37,6 +37,10 @@ class Limits:
     def num_bytes(self) -> int:
         return int(self.megabytes * 1e6)
 
+    @property
+    def seconds(self) -> float:
+        return 60 * self.minutes
+
 
 @dataclass(frozen=True)
 class Search:
@@ -108,15 +112,11 @@ class Demo:
         if not video.exists():
             raise DemoError(f"{video.name}: the file is gone; choose it again.")
         if (size := video.stat().st_size) > self.limits.num_bytes:
-            raise DemoError(
-                f"{video.name}: expected at most {self.limits.megabytes:,.0f} MB, found {size / 1e6:,.0f} MB."
-            )
+            raise DemoError(f"{video.name}: expected at most {self.limits.megabytes:g} MB, found {size / 1e6:,.0f} MB.")
         with explained(video.name):
             seconds = header_duration(video)
-        if seconds is not None and seconds > 60 * self.limits.minutes:
-            raise DemoError(
-                f"{video.name}: expected at most {self.limits.minutes:g} minutes, found {seconds / 60:,.0f} minutes."
-            )
+        if seconds is not None and seconds > self.limits.seconds:
+            raise DemoError(f"{video.name}: expected at most {self.limits.seconds:g} s, found {seconds:,.0f} s.")
         return seconds
 
     def fetch(self, url: str, visitor: str) -> Path:
