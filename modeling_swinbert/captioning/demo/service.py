@@ -116,7 +116,7 @@ class Demo:
         with explained(video.name):
             seconds = header_duration(video)
         if seconds is not None and seconds > self.limits.seconds:
-            raise DemoError(f"{video.name}: expected at most {self.limits.seconds:g} s, found {seconds:,.0f} s.")
+            raise DemoError(f"{video.name}: expected at most {_length(self.limits.seconds)}, found {_length(seconds)}.")
         return seconds
 
     def fetch(self, url: str, visitor: str) -> Path:
@@ -144,6 +144,10 @@ class Demo:
                 yield progress
         if all(caption.text is None for caption in progress.captions):
             raise DemoError(f"{video.name}: {progress.captions[0].error}")
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:,.1f} min"
 
 
 class TemporaryFiles:
