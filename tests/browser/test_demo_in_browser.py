@@ -117,7 +117,7 @@ def test_from_an_upload_to_its_caption_and_its_subtitles(page, picture):
 
 
 def test_the_example(page):
-    page.click("text=Try the example")
+    page.click("text=Example")
     page.wait_for_selector("#chosen .status")
     assert "sample.mp4" in page.inner_text("#chosen")
     assert eventually(lambda: page.locator("#caption").is_enabled())

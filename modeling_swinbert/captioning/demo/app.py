@@ -111,6 +111,8 @@ class Handlers:
         """
         download = secrets.token_hex(8)
         try:
+            if video is None and not url:
+                raise DemoError("Expected a video, or its address as `url`; found neither.")
             if video is None:
                 video = str(self.demo.fetch(url, download))
             self.demo.files.hold(str(request.session_hash), Path(video))
@@ -141,14 +143,14 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
                         "",
                         label="Address of a clip",
                         show_label=False,
-                        placeholder="Or the address of a clip: https://…",
+                        placeholder="Or an address: https://…",
                         container=False,
                         scale=4,
                         min_width=160,
                     )
                     fetch = gr.Button("Fetch", scale=1, min_width=70)
                 with gr.Row():
-                    example = gr.Button("Try the example", min_width=150)
+                    example = gr.Button("Example", min_width=110)
                     button = gr.Button(
                         "Caption", variant="primary", interactive=False, elem_id="caption", scale=2, min_width=140
                     )
