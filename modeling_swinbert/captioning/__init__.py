@@ -11,6 +11,7 @@ for caption in captions(["a.mp4", "b.mp4"], load_captioner("moving-shapes")):
 from swinbert.captioning.caption import Alternative, Caption, CaptionStream, Clip, captions
 from swinbert.captioning.clips import find_clips
 from swinbert.captioning.loading import LoadingError, load_captioner
+from swinbert.captioning.segments import Segmentation, merge_segments
 
 __all__ = [
     "Alternative",
@@ -18,7 +19,9 @@ __all__ = [
     "CaptionStream",
     "Clip",
     "LoadingError",
+    "Segmentation",
     "captions",
     "find_clips",
     "load_captioner",
+    "merge_segments",
 ]

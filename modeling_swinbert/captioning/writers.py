@@ -65,15 +65,28 @@ class CaptionWriter(ABC):
 
 
 class TextWriter(CaptionWriter):
-    """CLIP, a tab and the caption; or the caption alone."""
+    """
+    CLIP, a tab and the caption, of a segment with its times.
 
-    def __init__(self, only_caption: bool = False):
-        self._only_caption = only_caption
+    Args:
+        only_caption: leave out CLIP.
+        with_times: captions are of segments.
+    """
+
+    def __init__(self, only_caption: bool = False, with_times: bool = False):
+        self._only_caption, self._with_times = only_caption, with_times
 
     def row(self, row: Row) -> str:
         if row.text is None:
             return ""
-        return f"{row.text}\n" if self._only_caption else f"{escaped_name(row.caption.clip)}\t{row.text}\n"
+        text = f"{period(row.caption)}  {row.text}" if self._with_times else row.text
+        return f"{text}\n" if self._only_caption else f"{escaped_name(row.caption.clip)}\t{text}\n"
+
+
+def period(caption: Caption) -> str:
+    """When a segment is shown: `00:01:05.20 - 00:01:12.44`."""
+    begin, end = _cue_range(caption)
+    return f"{_time(begin, '.', 2)} - {_time(end, '.', 2)}"
 
 
 def escaped_name(name: str) -> str:
@@ -174,10 +187,11 @@ def _cue_range(caption: Caption) -> tuple[float, float]:
     return begin, max(min(ends), begin + 0.001)
 
 
-def _time(seconds: float, decimal_mark: str) -> str:
+def _time(seconds: float, decimal_mark: str, digits: int = 3) -> str:
     """`HH:MM:SS,mmm`; more than two digits for 100 hours and more."""
-    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{decimal_mark}{milliseconds % 1000:03d}"
+    whole, fraction = divmod(round(seconds * 10**digits), 10**digits)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours:02d}:{minutes:02d}:{whole % 60:02d}{decimal_mark}{fraction:0{digits}d}"
 
 
 class MetadataWriter(CaptionWriter):
@@ -217,15 +231,18 @@ class MetadataWriter(CaptionWriter):
         return relative
 
 
-def make_writer(output_format: str, output: Path | None = None, only_caption: bool = False) -> CaptionWriter:
+def make_writer(
+    output_format: str, output: Path | None = None, only_caption: bool = False, with_times: bool = False
+) -> CaptionWriter:
     """
     Args:
         output_format: text, jsonl, csv, srt, vtt or metadata.
         output: the file; `None` for stdout.
-        only_caption: text is the caption alone.
+        only_caption: text is without the clip's name.
+        with_times: text has the times of segments.
     """
     if output_format == "text":
-        return TextWriter(only_caption)
+        return TextWriter(only_caption, with_times)
     if output_format == "metadata":
         return MetadataWriter(Path() if output is None else output.parent)
     writers: dict[str, Callable[[], CaptionWriter]] = {
@@ -276,16 +293,17 @@ def check_stems(clips: Iterable[str], kinds: Iterable[str]) -> None:
                 )
 
 
-def beside_document(kind: str, rows: Sequence[Row]) -> str:
+def beside_document(kind: str, rows: Sequence[Row], with_times: bool = False) -> str:
     """
     Content of the file beside a clip.
 
     Args:
         kind: txt, json, srt or vtt.
         rows: those of the clip that have a caption.
+        with_times: text has the times of segments.
     """
     if kind == "txt":
-        return "".join(f"{row.text}\n" for row in rows)
+        return TextWriter(True, with_times).document(rows)
     if kind == "json":
         values = [json_row(row) for row in rows]
         return json.dumps(values[0] if len(values) == 1 else values, indent=2) + "\n"
@@ -306,4 +324,4 @@ def read_beside(file: Path) -> str | None:
     return lines[0] if len(lines) == 1 else None
 
 
-__all__ = ["CaptionWriter", "Row", "beside", "beside_document", "check_stems", "make_writer", "read_beside"]
+__all__ = ["CaptionWriter", "Row", "beside", "beside_document", "check_stems", "make_writer", "period", "read_beside"]

@@ -143,6 +143,33 @@ SkipDuplicates = Annotated[
     ),
 ]
 
+# --- How films are cut ------------------------------------------------------------------------------------------------
+
+Segments = Annotated[
+    str | None,
+    typer.Option(metavar="SECONDS|scenes", help="Take clips for films, and caption each window or each scene of them."),
+]
+Stride = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="From window to window; less than their length makes them overlap."),
+]
+MinSegment = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS", help="Join shorter scenes with the neighbour that they resemble more, and a last window."
+    ),
+]
+MaxSegment = Annotated[float | None, typer.Option(metavar="SECONDS", help="Split longer scenes evenly.")]
+NoMerge = Annotated[
+    bool, typer.Option("--no-merge", help="Keep neighbouring segments of the same caption apart, instead of one.")
+]
+MergeSimilar = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, metavar="SHARE", help="Merge neighbours also if their captions share this part of their words."
+    ),
+]
+
 # --- How captions are generated ---------------------------------------------------------------------------------------
 
 MinLength = Annotated[
