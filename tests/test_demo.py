@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import swinbert
 from swinbert.captioning import Alternative, Caption, load_captioner
 from swinbert.captioning.demo.page import clock, error_html, model_html, result_html
-from swinbert.captioning.demo.service import Demo, DemoError, Limits, Progress, Search, TemporaryFiles
+from swinbert.captioning.demo.service import Demo, DemoError, Limits, Progress, Settings, TemporaryFiles
 from swinbert.cli import app
 from swinbert.processing import video_sources_swinbert as sources
 
@@ -36,7 +36,7 @@ def demo(captioner):
 
 
 def test_caption_of_a_clip(demo):
-    *_, progress = demo.caption(SAMPLE, Search(beams=2, alternatives=3))
+    *_, progress = demo.caption(SAMPLE, Settings(beams=2, alternatives=3))
     (caption,) = progress.captions
     assert "red cross" in caption.text and caption.clip == "sample.mp4"
     assert len(caption.alternatives) == 3, "as many beams as captions are wanted"

@@ -91,7 +91,7 @@ def test_too_large_a_file_is_refused_while_it_arrives(demo):
 def test_other_files_of_the_server_are_out_of_reach(demo):
     path = str(SAMPLE.with_name("sample.png"))
     assert httpx.get(f"{demo.address}gradio_api/file={path}").status_code == 403
-    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "", 4, 2]
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "", "auto", 4, 2]
     event = httpx.post(f"{demo.address}gradio_api/call/caption", json={"data": data}).json()["event_id"]
     answer = httpx.get(f"{demo.address}gradio_api/call/caption/{event}", timeout=30).text
     assert answer.startswith("event: error") and "sample.png" not in answer

@@ -17,7 +17,7 @@ from swinbert.captioning.demo.page import (
     status_html,
     title_html,
 )
-from swinbert.captioning.demo.service import Demo, DemoError, Progress, Search
+from swinbert.captioning.demo.service import LONG, MAX_BEAMS, WINDOW, Demo, DemoError, Progress, Settings
 from swinbert.captioning.writers import Row, json_row
 
 # Before Gradio is imported.
@@ -27,6 +27,13 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TITLE = "Video captioning"
+_SEGMENTS = [
+    (f"{WINDOW:g} s each, if longer than {LONG:g} s", "auto"),
+    ("The whole video", "whole"),
+    ("5 s each", "5"),
+    ("30 s each", "30"),
+    ("Scenes", "scenes"),
+]
 # Visitors who wait; others are told to come back later.
 _LONGEST_QUEUE = 32
 _FOLDER = Path(__file__).parent
@@ -75,14 +82,14 @@ class Handlers:
         except DemoError as error:
             return None, error_html(str(error))
 
-    def show_caption(self, video: str | None, beams: float, alternatives: float) -> Iterator[str]:
+    def show_caption(self, video: str | None, segments: str, beams: float, alternatives: float) -> Iterator[str]:
         if video is None:
             yield error_html("Choose a clip first.")
             return
         progress = Progress()
         yield result_html(progress, is_complete=False)
         try:
-            for progress in self.demo.caption(Path(video), Search(int(beams), int(alternatives))):
+            for progress in self.demo.caption(Path(video), Settings(segments, int(beams), int(alternatives))):
                 yield result_html(progress, is_complete=False)
         except DemoError as error:
             yield error_html(str(error))
@@ -94,6 +101,7 @@ class Handlers:
         request: gr.Request,
         video: str | None = None,
         url: str = "",
+        segments: str = "auto",
         beams: float = 4,
         alternatives: float = 2,
     ) -> list[dict[str, Any]]:
@@ -103,6 +111,8 @@ class Handlers:
         Args:
             video: the video; leave it out to give an address instead.
             url: public http or https address of a video.
+            segments: "whole" for one sentence, a number of seconds for one in each so many, "scenes" for one in each
+                scene, or "auto".
             beams: number of beams of the search; 1 is greedy search.
             alternatives: further captions of each clip.
 
@@ -116,7 +126,7 @@ class Handlers:
             if video is None:
                 video = str(self.demo.fetch(url, download))
             self.demo.files.hold(str(request.session_hash), Path(video))
-            *_, progress = self.demo.caption(Path(video), Search(int(beams), int(alternatives)))
+            *_, progress = self.demo.caption(Path(video), Settings(segments, int(beams), int(alternatives)))
         except DemoError as error:
             raise gr.Error(str(error), print_exception=False) from None
         finally:
@@ -131,7 +141,7 @@ class Handlers:
 
 def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
     """The page, and the same as endpoints."""
-    handlers, search = Handlers(demo), Search()
+    handlers, preset = Handlers(demo), Settings()
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(title_html(title))
         with gr.Row(elem_id="desk"):
@@ -159,9 +169,18 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             gr.HTML(model_html(demo.captioner))
             with gr.Row():
-                beams = gr.Slider(1, 8, search.beams, step=1, label="Beams", info="1 is greedy search.")
-                alternatives = gr.Slider(0, 7, search.alternatives, step=1, label="Other captions")
-        settings = [beams, alternatives]
+                segments = gr.Dropdown(
+                    _SEGMENTS,
+                    value=preset.segments,
+                    label="Segments",
+                    info="One sentence for each. Other numbers of seconds can be typed.",
+                    allow_custom_value=True,
+                )
+                beams = gr.Slider(1, MAX_BEAMS, preset.beams, step=1, label="Beams", info="1 is greedy search.")
+                alternatives = gr.Slider(
+                    0, MAX_BEAMS - 1, preset.alternatives, step=1, label="Other captions", info="Less likely ones."
+                )
+        settings = [segments, beams, alternatives]
 
         video.change(handlers.chosen, video, [chosen, button], show_progress="hidden", api_visibility="private")
         for trigger in (fetch.click, url.submit):

@@ -16,10 +16,16 @@ from urllib.parse import unquote, urlsplit
 
 from swinbert import bundled_model
 from swinbert.captioning.caption import Caption, Clip, captions
+from swinbert.captioning.segments import Segmentation
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_decoding_swinbert import header_duration
 from swinbert.processing.video_sources_swinbert import VideoDecodeError, open_source
 from swinbert.utils.text import one_line
+
+# Seconds from which on a video is a long one, and those of its windows.
+LONG = 30.0
+WINDOW = 10.0
+MAX_BEAMS = 8
 
 
 class DemoError(ValueError):
@@ -43,17 +49,41 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Search:
+class Settings:
     """
-    How captions are searched, as people set it.
+    How a video is captioned, as people set it.
 
     Args:
+        segments: `"whole"` for one caption of the whole video, seconds of a window, `"scenes"`, or `"auto"`: windows
+            for videos that are longer than what one sentence can say.
         beams: number of beams; 1 is greedy search.
         alternatives: further captions of each clip.
+
+    Raises:
+        DemoError: they cannot be used.
     """
 
+    segments: str = "auto"
     beams: int = 4
     alternatives: int = 2
+
+    def __post_init__(self):
+        if not 1 <= self.beams <= MAX_BEAMS or not 0 <= self.alternatives < MAX_BEAMS:
+            raise DemoError(
+                f"Expected from 1 to {MAX_BEAMS} beams and fewer alternatives, found {self.beams} and"
+                f" {self.alternatives}."
+            )
+        if self.segments not in ("auto", "whole"):
+            try:
+                Segmentation.of(self.segments)
+            except ValueError as error:
+                raise DemoError(one_line(error)) from error
+
+    def cut(self, duration: float | None) -> str | float | None:
+        """`segments` of [`captions`](swinbert.captioning.captions) for a video of so many seconds."""
+        if self.segments == "auto":
+            return WINDOW if duration is not None and duration > LONG else None
+        return None if self.segments == "whole" else self.segments
 
     @property
     def generation(self) -> dict[str, Any]:
@@ -130,12 +160,13 @@ class Demo:
             shutil.move(str(downloaded), file)
         return file
 
-    def caption(self, video: Path, search: Search = Search()) -> Iterator[Progress]:
+    def caption(self, video: Path, settings: Settings = Settings()) -> Iterator[Progress]:
         """The captions of a video, and how far it is after each of them."""
         duration = self.check(video)
         start, progress = time.monotonic(), Progress()
         with explained(video.name):
-            for caption in captions([Clip(video, name=video.name)], self.captioner, **search.generation):
+            clips, cut = [Clip(video, name=video.name)], settings.cut(duration)
+            for caption in captions(clips, self.captioner, segments=cut, **settings.generation):
                 progress.captions.append(caption)
                 duration = caption.duration or duration
                 if caption.end is not None and duration:
@@ -208,4 +239,4 @@ def explained(name: str) -> Iterator[None]:
         raise DemoError(f"{name}: {one_line(error)}") from error
 
 
-__all__ = ["Demo", "DemoError", "Limits", "Progress", "Search", "TemporaryFiles", "explained"]
+__all__ = ["Demo", "DemoError", "Limits", "Progress", "Settings", "TemporaryFiles", "explained"]
