@@ -160,8 +160,8 @@ def test_timeline_is_to_scale_and_says_what_is_left():
     found = [Caption("film.mp4", 10.0 * n, 10.0 * n + 10, "a cat", duration=40.0) for n in range(3)]
     page = result_html(Progress(found, share=0.75, remaining=12.4), is_complete=False)
     assert page.count('data-seek="10.000"') == 2 and "left:25.000%;width:25.000%" in page
-    assert "75% captioned, about 12 s left" in page and "0:10.0 – 0:20.0" in page
-    assert clock(59.96) == "1:00.0" and clock(3725.5) == "62:05.5"
+    assert "75% captioned, about 12 s left" in page and "0:10 – 0:20" in page
+    assert clock(59.96) == "1:00" and clock(3725.5) == "62:05.5"
 
 
 def test_settings_name_the_model(captioner):

@@ -11,6 +11,7 @@ import pytest
 from encoded_clips import encode
 
 import swinbert
+from swinbert.processing import VideoCaptioningPipeline
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -154,6 +155,46 @@ def test_two_visitors_with_files_of_one_name(open_page, tmp_path):
         page.wait_for_selector("#result .downloads")
     assert "2.0 s" in first.inner_text("#result .about") and "1.0 s" in second.inner_text("#result .about")
     assert "red cross" in first.inner_text("#result .caption")
+
+
+@pytest.fixture
+def film(tmp_path, monkeypatch):
+    """Ten seconds, which here is a long video of 20 windows."""
+    monkeypatch.setattr("swinbert.captioning.demo.service.LONG", 5.0)
+    monkeypatch.setattr("swinbert.captioning.demo.service.WINDOW", 0.5)
+    return encode(tmp_path / "film.mp4", range(300), scales=(4,))
+
+
+def test_the_timeline_of_a_film_jumps_the_player(page, film, picture):
+    upload(page, film)
+    page.click("#caption")
+    page.wait_for_selector("#result progress")
+    page.wait_for_selector("#result .downloads")
+    assert page.locator("#result .segment").count() == 20
+    page.click("#result .segment >> nth=12")
+    assert eventually(lambda: page.evaluate("document.querySelector('#clip video').currentTime") >= 6)
+    page.wait_for_selector("#result .segment.playing")
+    page.evaluate("document.querySelector('#clip video').pause()")
+    picture(page)
+    page.click("#result .cell >> nth=4")
+    assert eventually(lambda: 2 <= page.evaluate("document.querySelector('#clip video').currentTime") < 6)
+
+
+def test_a_visitor_who_leaves_in_the_middle(open_page, demo, film, captioned, monkeypatch):
+    forward = VideoCaptioningPipeline.forward
+    monkeypatch.setattr(
+        VideoCaptioningPipeline, "forward", lambda *given, **more: time.sleep(0.3) or forward(*given, **more)
+    )
+    page = open_page()
+    upload(page, film)
+    page.click("#caption")
+    page.wait_for_selector("#result .segment")
+    page.close()
+    assert eventually(lambda: not uploads(demo))
+    number = len(captioned)
+    time.sleep(1.5)
+    assert number == len(captioned) < 20, "nobody waits for the rest"
+    assert "red cross" in caption(open_page(), SAMPLE)
 
 
 def test_a_narrow_window(open_page, picture):

@@ -147,7 +147,7 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
         with gr.Row(elem_id="desk"):
             with gr.Column(min_width=320):
                 video = gr.Video(label="Clip", sources=["upload", "webcam"], elem_id="clip", buttons=[])
-                chosen = gr.HTML(elem_id="chosen")
+                chosen = gr.HTML(elem_id="chosen", apply_default_css=False)
                 with gr.Row(elem_id="address"):
                     url = gr.Textbox(
                         "",
@@ -165,7 +165,7 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
                         "Caption", variant="primary", interactive=False, elem_id="caption", scale=2, min_width=140
                     )
             with gr.Column(min_width=320):
-                result = gr.HTML(hint_html(), elem_id="result")
+                result = gr.HTML(hint_html(), elem_id="result", apply_default_css=False)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             gr.HTML(model_html(demo.captioner))
             with gr.Row():

@@ -15,4 +15,9 @@
       each.classList.toggle("playing", playing);
     }
   }, true);
+  document.addEventListener("error", (event) => {
+    const status = document.querySelector("#chosen .status");
+    if (event.target === player() && status)
+      status.textContent = "This browser cannot play the clip. It can be captioned all the same.";
+  }, true);
 })();

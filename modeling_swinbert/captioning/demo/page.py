@@ -58,9 +58,9 @@ def error_html(text: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`M:SS.s`, as people read positions in a player."""
+    """`M:SS`, as in a player, with tenths where there are any."""
     minutes, tenths = divmod(round(seconds * 10), 600)
-    return f"{minutes}:{tenths // 10:02d}.{tenths % 10}"
+    return f"{minutes}:{tenths // 10:02d}.{tenths % 10}".removesuffix(".0")
 
 
 def _single(caption: Caption) -> str:
