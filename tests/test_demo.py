@@ -5,6 +5,7 @@ import http.server
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import swinbert
 from swinbert.captioning import Alternative, Caption, load_captioner
+from swinbert.captioning.demo import service
 from swinbert.captioning.demo.page import clock, error_html, model_html, result_html
 from swinbert.captioning.demo.service import Demo, DemoError, Limits, Progress, Settings, TemporaryFiles
 from swinbert.cli import app
@@ -132,6 +134,24 @@ def test_files_go_with_the_last_visitor_who_has_them():
     assert not shared.exists() and not folder.exists() and SAMPLE.exists()
     files.close()
     assert not files.root.exists()
+
+
+def test_what_is_left_behind_is_swept_up(monkeypatch):
+    monkeypatch.setattr(service, "_STALLED", 0.2)
+    files = TemporaryFiles()
+    files.uploads.mkdir()
+    stalled, complete = files.uploads / "tmp1234", files.uploads / "1" / "clip.mp4"
+    complete.parent.mkdir()
+    for file in (stalled, complete):
+        file.write_bytes(b"")
+    deadline = time.monotonic() + 10
+    while stalled.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert complete.exists() and not stalled.exists()
+    monkeypatch.setattr(service, "_OLD", 0.0)
+    files.sweep()
+    assert not complete.exists()
+    files.close()
 
 
 # --- How captions are shown -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +87,21 @@ def test_too_large_a_file_is_refused_while_it_arrives(demo):
     answer = httpx.post(f"{demo.address}gradio_api/upload", files=files)
     assert answer.status_code == 413
     assert set(demo.files.root.rglob("*")) <= before
+
+
+def test_a_browser_that_is_closed_in_the_middle_of_an_upload(demo, monkeypatch, capfd):
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n' + bytes(100_000)
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n"
+    address = (str(httpx.URL(demo.address).host), httpx.URL(demo.address).port)
+    with socket.create_connection(address) as connection:
+        connection.sendall(head + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + part)
+        while not (unfinished := [file for file in demo.files.uploads.iterdir() if file.is_file()]):
+            time.sleep(0.05)
+    monkeypatch.setattr("swinbert.captioning.demo.service._STALLED", 0.3)
+    time.sleep(0.5)
+    demo.files.sweep()
+    assert not any(file.exists() for file in unfinished)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_other_files_of_the_server_are_out_of_reach(demo):

@@ -24,6 +24,7 @@ from swinbert.captioning.writers import Row, json_row
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TITLE = "Video captioning"
@@ -43,19 +44,26 @@ _ONLY_FROM_HERE = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:
 _MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
-class NothingFromElsewhere:
-    """Adds a Content-Security-Policy to every answer."""
+class Gate:
+    """
+    Before Gradio's own server: adds a Content-Security-Policy to every answer, and takes a browser that is closed in
+    the middle of an upload for no error.
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    Args:
+        policy: `None` for none.
+    """
+
+    def __init__(self, app: ASGIApp, policy: bytes | None):
+        self._app, self._policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _ONLY_FROM_HERE)]
+            if message["type"] == "http.response.start" and self._policy is not None:
+                message["headers"] = [*message["headers"], (b"content-security-policy", self._policy)]
             await send(message)
 
-        await self._app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+        with contextlib.suppress(ClientDisconnect):
+            await self._app(scope, receive, send_with_policy)
 
 
 class Handlers:
@@ -142,7 +150,7 @@ class Handlers:
 def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
     """The page, and the same as endpoints."""
     handlers, preset = Handlers(demo), Settings()
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(title_html(title))
         with gr.Row(elem_id="desk"):
             with gr.Column(min_width=320):
@@ -232,7 +240,7 @@ def launch(demo: Demo, *, title: str = TITLE, port: int | None = None, share: bo
             head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
             footer_links=["api"],
             # A shared page takes its program from a server of Gradio.
-            app_kwargs={} if share else {"middleware": [Middleware(NothingFromElsewhere)]},
+            app_kwargs={"middleware": [Middleware(Gate, policy=None if share else _ONLY_FROM_HERE)]},
         )
     return page
 

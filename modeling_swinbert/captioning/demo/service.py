@@ -26,6 +26,9 @@ from swinbert.utils.text import one_line
 LONG = 30.0
 WINDOW = 10.0
 MAX_BEAMS = 8
+# Seconds after which an upload that does not grow counts as given up, and after which a file is removed.
+_STALLED = 60.0
+_OLD = 3600.0
 
 
 class DemoError(ValueError):
@@ -184,7 +187,8 @@ def _length(seconds: float) -> str:
 class TemporaryFiles:
     """
     Files of visitors, all in one folder: what they sent (`uploads`, where Gradio puts it) and what was made for them.
-    Two visitors who send the same file share it. `forget` removes what nobody else has.
+    Two visitors who send the same file share it. `forget` removes what nobody else has. What visitors leave behind who
+    do not say that they leave, or in the middle of an upload, is removed after a while.
     """
 
     def __init__(self) -> None:
@@ -192,6 +196,8 @@ class TemporaryFiles:
         self.uploads = self.root / "uploads"
         self._lock = threading.Lock()
         self._held: dict[str, set[Path]] = defaultdict(set)
+        self._closed = threading.Event()
+        threading.Thread(target=self._sweep_regularly, daemon=True, name="sweep-demo-files").start()
 
     def new_folder(self, visitor: str) -> Path:
         """An empty folder that is removed with the visitor's other files."""
@@ -214,6 +220,19 @@ class TemporaryFiles:
             for path in held.difference(*self._held.values()):
                 self._remove(path)
 
+    def _sweep_regularly(self) -> None:
+        while not self._closed.wait(_STALLED / 2):
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Removes uploads that have stopped in the middle, and files that are old."""
+        for path in list(self.root.rglob("*")):
+            with contextlib.suppress(OSError):  # somebody else removes it
+                # Gradio writes to a file directly in the folder, and moves what is complete into another one.
+                limit = _STALLED if path.parent == self.uploads else _OLD
+                if path.is_file() and time.time() - path.stat().st_ctime > limit:
+                    self._remove(path)
+
     def _remove(self, path: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -223,6 +242,7 @@ class TemporaryFiles:
             path.parent.rmdir()
 
     def close(self) -> None:
+        self._closed.set()
         shutil.rmtree(self.root, ignore_errors=True)
 
 
