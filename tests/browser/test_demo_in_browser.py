@@ -117,6 +117,24 @@ def test_from_an_upload_to_its_caption_and_its_subtitles(page, picture):
     assert subtitles.startswith("1\n00:00:00,000 --> 00:00:02,000\n") and "red cross" in subtitles
 
 
+def test_a_click_on_a_word_shows_its_frame(page, picture):
+    caption(page, SAMPLE)
+    page.click("#explain")
+    explanation = page.frame_locator("#explanation iframe")
+    seen = {}
+    for word in ("right", "larger"):
+        explanation.locator("#caption button", has_text=word).click()
+        explanation.locator("#play", has_text="Play").wait_for()  # it has played from there to the end
+        explanation.locator("#caption button", has_text="cross").hover()
+        explanation.locator("#caption button", has_text=word).hover()
+        seen[word] = (explanation.locator("#time").inner_text(), explanation.locator("#screen").screenshot())
+        assert word in explanation.locator("#about h2").inner_text()
+    assert seen["right"][0] != seen["larger"][0] and seen["right"][1] != seen["larger"][1]
+    picture(page)
+    page.click("#caption")
+    page.wait_for_selector("#explanation iframe", state="detached")  # it was of the caption before
+
+
 def test_the_example(page):
     page.click("text=Example")
     page.wait_for_selector("#chosen .status")

@@ -11,6 +11,7 @@ from typing import Any
 from swinbert.captioning.demo.page import (
     clock,
     error_html,
+    explanation_html,
     hint_html,
     model_html,
     result_html,
@@ -35,13 +36,17 @@ _SEGMENTS = [
     ("30 s each", "30"),
     ("Scenes", "scenes"),
 ]
+_EXPLAIN = "What was each word read from?"
 # Visitors who wait; others are told to come back later.
 _LONGEST_QUEUE = 32
 _FOLDER = Path(__file__).parent
 # The browser loads nothing from other hosts, whatever a page of Gradio names.
 _ONLY_FROM_HERE = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 # Events of one name wait for each other: the model works on one clip at a time.
-_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+
+
+_HIDDEN = {"visible": False, "__type__": "update"}
 
 
 class Gate:
@@ -90,19 +95,35 @@ class Handlers:
         except DemoError as error:
             return None, error_html(str(error))
 
-    def show_caption(self, video: str | None, segments: str, beams: float, alternatives: float) -> Iterator[str]:
+    def show_caption(
+        self, video: str | None, segments: str, beams: float, alternatives: float
+    ) -> Iterator[tuple[str, Any, str]]:
+        """The captions so far, whether they can be explained, and nothing in the place of an explanation."""
         if video is None:
-            yield error_html("Choose a clip first.")
+            yield error_html("Choose a clip first."), _HIDDEN, ""
             return
         progress = Progress()
-        yield result_html(progress, is_complete=False)
+        yield result_html(progress, is_complete=False), _HIDDEN, ""
         try:
-            for progress in self.demo.caption(Path(video), Settings(segments, int(beams), int(alternatives))):
-                yield result_html(progress, is_complete=False)
+            settings = Settings(segments, int(beams), int(alternatives))
+            for progress in self.demo.caption(Path(video), settings):
+                yield result_html(progress, is_complete=False), _HIDDEN, ""
         except DemoError as error:
-            yield error_html(str(error))
+            yield error_html(str(error)), _HIDDEN, ""
             return
-        yield result_html(progress, is_complete=True)
+        yield result_html(progress, is_complete=True), gr.Button(visible=self.demo.can_explain), ""
+
+    def show_explanation(self, video: str | None, chosen: dict[str, Any] | None) -> str:
+        """
+        Args:
+            chosen: `caption`, `start` and `end` of what is explained, as the page has them.
+        """
+        if video is None or not chosen:
+            return error_html("Caption a clip first.")
+        try:
+            return explanation_html(self.demo.explain(Path(video), **chosen), Path(video))
+        except DemoError as error:
+            return error_html(str(error))
 
     def caption(
         self,
@@ -174,6 +195,9 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
                     )
             with gr.Column(min_width=320):
                 result = gr.HTML(hint_html(), elem_id="result", apply_default_css=False)
+        explain = gr.Button(_EXPLAIN, visible=False, elem_id="explain")
+        explanation = gr.HTML(elem_id="explanation", apply_default_css=False)
+        selected = gr.JSON(visible=False)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             gr.HTML(model_html(demo.captioner))
             with gr.Row():
@@ -194,7 +218,16 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
         for trigger in (fetch.click, url.submit):
             trigger(handlers.fetch, url, [video, chosen], api_visibility="private")
         example.click(lambda: str(demo.example), None, video, show_progress="hidden", api_visibility="private")
-        button.click(handlers.show_caption, [video, *settings], result, api_visibility="private", **_MODEL)
+        shown = [result, explain, explanation]
+        button.click(handlers.show_caption, [video, *settings], shown, api_visibility="private", **_MODEL)
+        explain.click(
+            handlers.show_explanation,
+            [video, selected],
+            explanation,
+            js="(video, _) => [video, window.swinbertSelected()]",
+            api_visibility="private",
+            **_MODEL,
+        )
         page.unload(handlers.left)
         _endpoints(handlers, [video, url, *settings])
     return page

@@ -15,6 +15,20 @@
       each.classList.toggle("playing", playing);
     }
   }, true);
+  // What is explained: the segment that is playing, or else the first, or the whole clip.
+  window.swinbertSelected = () => {
+    const segment = document.querySelector(".segment.playing") ?? document.querySelector(".segment:not(.failed)");
+    const caption = (segment ?? document).querySelector("[data-caption]")?.textContent;
+    const range = segment ? {start: Number(segment.dataset.seek), end: Number(segment.dataset.until)} : {};
+    return {caption, ...range};
+  };
+  // The explanation is a page of its own, as high as its content.
+  document.addEventListener("load", (event) => {
+    if (!event.target.matches?.("#explanation iframe")) return;
+    const frame = event.target, body = frame.contentDocument.body;
+    new ResizeObserver(() => { frame.style.height = `${body.scrollHeight}px`; }).observe(body);
+    frame.scrollIntoView({behavior: "smooth", block: "nearest"});
+  }, true);
   document.addEventListener("error", (event) => {
     const status = document.querySelector("#chosen .status");
     if (event.target === player() && status)

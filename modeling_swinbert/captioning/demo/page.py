@@ -3,10 +3,12 @@
 import base64
 import html
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from swinbert.captioning.caption import Caption
 from swinbert.captioning.demo.service import Progress
+from swinbert.captioning.explaining import Explanation
+from swinbert.captioning.explaining.page import page as explanation_page
 from swinbert.captioning.writers import Row, make_writer
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 
@@ -57,6 +59,12 @@ def error_html(text: str) -> str:
     return f'<p class="error" role="alert">{html.escape(text)}</p>'
 
 
+def explanation_html(explanation: Explanation, video: Path) -> str:
+    """The page of `swinbert explain`, as a part of this one."""
+    document = html.escape(explanation_page(explanation, video))
+    return f'<iframe title="What each word was read from" srcdoc="{document}"></iframe>'
+
+
 def clock(seconds: float) -> str:
     """`M:SS`, as in a player, with tenths where there are any."""
     minutes, tenths = divmod(round(seconds * 10), 600)
@@ -69,7 +77,7 @@ def _single(caption: Caption) -> str:
         for other in caption.alternatives
     )
     return (
-        f'<p class="caption" lang="en">{html.escape(caption.text or "")}</p>'
+        f'<p class="caption" lang="en" data-caption>{html.escape(caption.text or "")}</p>'
         f'<p class="about">{_about(caption)}</p>'
         + (
             f'<details class="others" open><summary>Other captions</summary><ol>{others}</ol></details>'
@@ -105,7 +113,7 @@ def _timeline(found: Sequence[Caption]) -> str:
         score = f'<span class="score">{_score(caption.score)}</span>' if caption.score is not None else ""
         rows.append(
             f'<li><button {seek} class="segment{failed}"><span class="times">{clock(start)} – {clock(stop)}</span>'
-            f"<span>{text}</span>{score}</button></li>"
+            f"<span data-caption>{text}</span>{score}</button></li>"
         )
     return (
         f'<div class="band" aria-hidden="true">{"".join(band)}</div>'
@@ -140,4 +148,13 @@ def _downloads(found: Sequence[Caption]) -> str:
     return f'<p class="downloads"><span>Download</span>{"".join(links)}</p>'
 
 
-__all__ = ["clock", "error_html", "hint_html", "model_html", "result_html", "status_html", "title_html"]
+__all__ = [
+    "clock",
+    "error_html",
+    "explanation_html",
+    "hint_html",
+    "model_html",
+    "result_html",
+    "status_html",
+    "title_html",
+]

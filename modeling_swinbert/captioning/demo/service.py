@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 from swinbert import bundled_model
 from swinbert.captioning.caption import Caption, Clip, captions
+from swinbert.captioning.explaining import Explanation, explain
+from swinbert.captioning.explaining.encoded_clips import encoded_clip_class
 from swinbert.captioning.segments import Segmentation
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_decoding_swinbert import header_duration
@@ -178,6 +180,30 @@ class Demo:
                 yield progress
         if all(caption.text is None for caption in progress.captions):
             raise DemoError(f"{video.name}: {progress.captions[0].error}")
+
+    @property
+    def can_explain(self) -> bool:
+        """Whether words can be explained: those of SwinBERT and GIT can."""
+        try:
+            encoded_clip_class(self.captioner.model)
+        except ValueError:
+            return False
+        return True
+
+    def explain(
+        self, video: Path, caption: str | None = None, start: float | None = None, end: float | None = None
+    ) -> Explanation:
+        """
+        What the words of a caption were read from.
+
+        Args:
+            caption: by default, the one that the model finds.
+            start, end: seconds; the segment that it is the caption of.
+        """
+        self.check(video)
+        with explained(video.name):
+            clip = Clip(video, start, end, name=video.name)
+            return explain(self.captioner.model, self.captioner.processor, clip, caption=caption)
 
 
 def _length(seconds: float) -> str:
