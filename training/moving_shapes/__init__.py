@@ -30,7 +30,7 @@ from swinbert.training.moving_shapes.contents import (
     wordings,
 )
 from swinbert.training.moving_shapes.dataset import make_shapes
-from swinbert.training.moving_shapes.rendering import render, write_clip
+from swinbert.training.moving_shapes.rendering import render, render_scene, write_clip
 
 __all__ = [
     "COLOURS",
@@ -42,6 +42,7 @@ __all__ = [
     "held_out",
     "make_shapes",
     "render",
+    "render_scene",
     "wordings",
     "write_clip",
 ]

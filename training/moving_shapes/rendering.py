@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -12,9 +13,23 @@ NUM_FRAMES, FRAME_SIZE, FRAMES_PER_SECOND = 24, 64, 12
 _PALETTE = {name: rgb for world in WORLDS.values() for name, rgb in world.colours.items()}
 
 
-def _trajectory(content: Content, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+class Scene(NamedTuple):
+    """
+    A clip with what a caption of it is read from.
+
+    Args:
+        frames: (T, H, W, C) uint8.
+        shape: (T, H, W) in [0, 1], the share of each pixel that shows the moving shape.
+        turn: number of the frame with which the second action begins; T if there is none.
+    """
+
+    frames: np.ndarray
+    shape: np.ndarray
+    turn: int
+
+
+def _trajectory(content: Content, turn: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """x, y and radius in pixels, and visibility (0 or 1) of a shape, each (T,)."""
-    turn = int(rng.integers(11, 14)) if len(content.actions) == 2 else NUM_FRAMES
     size = (9 if content.size == "small" else 15) * rng.uniform(0.95, 1.05)
     parts: list[np.ndarray] = []
     for action, length in zip(content.actions, (turn, NUM_FRAMES - turn), strict=False):
@@ -102,6 +117,11 @@ def render(content: Content, rng: np.random.Generator) -> np.ndarray:
     Returns:
         uint8 frames (T, H, W, C) = (24, 64, 64, 3).
     """
+    return render_scene(content, rng).frames
+
+
+def render_scene(content: Content, rng: np.random.Generator) -> Scene:
+    """As [`render`], with the place of the shape and the time of its second action."""
     # The background gets greener downwards, bluer to the right and redder with time. Video Swin has no absolute
     # positions: from the background, a small model can tell places and times apart.
     light: np.ndarray = np.zeros((NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.float32)
@@ -109,14 +129,20 @@ def render(content: Content, rng: np.random.Generator) -> np.ndarray:
     light[..., 1] += np.linspace(0, 75, FRAME_SIZE)[:, None]
     light[..., 2] += np.linspace(0, 75, FRAME_SIZE)
     frames = light + rng.normal(0, 2, (FRAME_SIZE, FRAME_SIZE, 1)).astype(np.float32)
+    turn = NUM_FRAMES
     if content.kind == "passage":
         layers = _passage(content, rng)
     else:
-        layers = [(content.colour, _draw_shape(content.shape, *_trajectory(content, rng)))]
+        if len(content.actions) == 2:
+            turn = int(rng.integers(11, 14))
+        layers = [(content.colour, _draw_shape(content.shape, *_trajectory(content, turn, rng)))]
+    shape = np.zeros_like(layers[0][1])
     for colour, opacity in layers:
+        # A nearer wall covers the shape; its colour is another one.
+        shape = opacity if colour == content.colour else shape * (1 - opacity)
         shade = np.clip(np.array(_PALETTE[colour]) + rng.uniform(-12, 12, 3), 0, 255)
         frames = frames + opacity[..., None] * (shade.astype(np.float32) - frames)
-    return frames.round().clip(0, 255).astype(np.uint8)
+    return Scene(frames.round().clip(0, 255).astype(np.uint8), shape, turn)
 
 
 def write_clip(path: str | Path, frames: np.ndarray) -> None:

@@ -73,9 +73,7 @@ class EncodedClip(ABC):
     @torch.no_grad()
     def log_probs(self, ids: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Log-probabilities (B, L) of the tokens of a caption, ids (1, L + 1), for each of B choices of tokens."""
-        chunks = [
-            _picked(self._forward(ids.expand(len(chunk), -1), chunk)[0], ids) for chunk in visible.split(_COPIES)
-        ]
+        chunks = [_picked(self._forward(ids.expand(len(chunk), -1), chunk)[0], ids) for chunk in visible.split(_COPIES)]
         return torch.cat(chunks)
 
     @torch.no_grad()
@@ -229,7 +227,9 @@ class EncodedGitClip(EncodedClip):
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         mask = torch.cat([shown[:, None].expand(-1, length, -1), causal.expand(batch, -1, -1)], dim=-1)
         hidden = torch.finfo(embeddings.dtype).min
-        cache = DynamicCache([(key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)) for key, value in self._key_values])
+        cache = DynamicCache(
+            [(key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)) for key, value in self._key_values]
+        )
         outputs = self._model(
             inputs_embeds=embeddings + 0,  # the model adds positions in place
             attention_mask=(~mask)[:, None].to(embeddings.dtype) * hidden,

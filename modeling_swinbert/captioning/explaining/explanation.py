@@ -17,7 +17,7 @@ import torch
 from swinbert.captioning.caption import Clip
 from swinbert.captioning.explaining.attribution import DEFAULT_METHOD, METHODS, Method
 from swinbert.captioning.explaining.encoded_clips import EncodedClip, encode_clip, encoded_clip_class
-from swinbert.captioning.explaining.frames import Frames, read_frames, shown_box
+from swinbert.captioning.explaining.frames import read_frames, shown_box
 from swinbert.processing.clip_reading_swinbert import beginning_of_caption, unpack_clip
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_sources_swinbert import VideoDecodeError, is_encoded_source, open_source
@@ -287,9 +287,14 @@ def _runners_up(captioner: VideoCaptioningPipeline, log_probs: torch.Tensor, cho
     """The likeliest tokens at the beginning of a word, log-probabilities (vocabulary,), but the one that was chosen."""
     special = {chosen, *captioner.processor.tokenizer.all_special_ids}
     best = log_probs.topk(min(len(log_probs), len(special) + NUM_ALTERNATIVES))
-    found = [(token, value) for token, value in zip(best.indices.tolist(), best.values.tolist()) if token not in special]
+    found = [
+        (token, value)
+        for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        if token not in special
+    ]
     return tuple(
-        RunnerUp(_decoded(captioner, torch.tensor([token])), math.exp(value)) for token, value in found[:NUM_ALTERNATIVES]
+        RunnerUp(_decoded(captioner, torch.tensor([token])), math.exp(value))
+        for token, value in found[:NUM_ALTERNATIVES]
     )
 
 

@@ -1,0 +1,150 @@
+"""An explanation as a page: one file that opens from disk, with all its pictures, and asks no address for anything."""
+
+import base64
+import io
+import json
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from swinbert.captioning.explaining.explanation import Explanation, Word
+
+# Of a clip that is embedded; the page of a larger one plays its sampled frames.
+MAX_VIDEO_BYTES = 8 << 20
+# What browsers play: container -> its media type and the codecs.
+_PLAYABLE = {
+    "mp4": ("video/mp4", {"h264", "av1", "vp9"}),
+    "webm": ("video/webm", {"vp8", "vp9", "av1"}),
+}
+
+
+def page(explanation: Explanation, video: Path | None = None) -> str:
+    """
+    The page of an explanation, as HTML. Pointing at a word, or reaching it by the keyboard, lights its frames and
+    places; a click plays the clip from there.
+
+    Args:
+        video: the file of the clip, which is embedded if it is small and browsers play it.
+    """
+    encoded, media_type = _embedded(video) if video is not None and explanation.times is not None else ("", "")
+    height, width = explanation.pictures.shape[1:3]
+    data = {
+        "words": [_word_data(explanation, word) for word in explanation.words],
+        "times": explanation.times,
+        "box": explanation.box,
+        "frames_per_token": explanation.frames_per_token,
+        "pictures": [_data_uri(picture) for picture in explanation.pictures],
+        "size": [width, height],
+        "video": encoded,
+        "video_type": media_type,
+    }
+    template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"{explanation.caption or 'No caption'} - {explanation.clip}"),
+        clip=escape(explanation.clip),
+        caption=_caption(explanation),
+        legend=escape(legend(explanation)),
+        rows="\n".join(_row(explanation, word) for word in explanation.words),
+        # Inside a script element, "<" could end it.
+        data=json.dumps(data).replace("<", "\\u003c"),
+    )
+
+
+def legend(explanation: Explanation) -> str:
+    """What the pictures show, in two sentences."""
+    _, height, width = explanation.words[0].tokens.shape if explanation.words else (0, 0, 0)
+    return (
+        f"Bright: what the word was read from, by {explanation.method}; each square of the {height} x {width} is one"
+        " token. A token has also seen the rest of the clip: it says where the model keeps what it knows, which need"
+        " not be where the thing is."
+    )
+
+
+def _caption(explanation: Explanation) -> str:
+    """The caption with each word as a button and the punctuation between them."""
+    if not explanation.words:
+        return "<em>This caption has no words.</em>"
+    parts = []
+    for written, word in zip(explanation.caption.split(), explanation.words, strict=True):
+        before, _, after = written.partition(word.word)
+        button = f'<button type="button" aria-pressed="false">{escape(word.word)}</button>'
+        parts.append(f"{escape(before)}{button}{escape(after)}")
+    return " ".join(parts)
+
+
+def _word_data(explanation: Explanation, word: Word) -> dict[str, Any]:
+    return {
+        "word": word.word,
+        "frames": np.round(word.frames, 5).tolist(),
+        "tokens": np.round(word.tokens, 5).tolist(),
+        "strongest": int(word.frames.argmax()),
+        "summary": [
+            f"Probability {_percent(word.probability)}; without the clip {_percent(word.blind_probability)}.",
+            f"Read mostly {read_from(explanation, word)}." if word.tokens.any() else "It needs no part of the clip.",
+        ],
+        "alternatives": [f"{other.word}, {_percent(other.probability)}" for other in word.alternatives],
+    }
+
+
+def _row(explanation: Explanation, word: Word) -> str:
+    others = ", ".join(f"{other.word} {_percent(other.probability)}" for other in word.alternatives)
+    numbers = "".join(
+        f'<td class="number">{_percent(value)}</td>' for value in (word.probability, word.blind_probability)
+    )
+    where = read_from(explanation, word) if word.tokens.any() else "nowhere"
+    return f"<tr><td>{escape(word.word)}</td>{numbers}<td>{escape(where)}</td><td>{escape(others)}</td></tr>"
+
+
+def read_from(explanation: Explanation, word: Word) -> str:
+    """The moment and the place of the largest weight, as in `"at 1.25 s, upper left"`."""
+    slot, row, column = np.unravel_index(int(word.tokens.argmax()), word.tokens.shape)
+    frame = int(slot) * explanation.frames_per_token
+    moment = f"in frame {frame + 1}" if explanation.times is None else f"at {explanation.times[frame]:.2f} s"
+    return f"{moment}, {_place(int(row), int(column), *word.tokens.shape[1:])}"
+
+
+def _place(row: int, column: int, rows: int, columns: int) -> str:
+    """Where one of `rows` x `columns` places is."""
+    vertical = _third(row, rows, ("upper", "", "lower"))
+    horizontal = _third(column, columns, ("left", "", "right"))
+    return " ".join(filter(None, (vertical, horizontal))) or "centre"
+
+
+def _third(index: int, size: int, names: tuple[str, str, str]) -> str:
+    return names[min(2, int(3 * (index + 0.5) / size))]
+
+
+def _percent(share: float) -> str:
+    if 0.999 <= share < 1:
+        return "> 99.9%"
+    return "< 0.1%" if share < 0.001 else f"{share:.1%}"
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _embedded(video: Path) -> tuple[str, str]:
+    """A clip in base64 and its media type; empty if it is too large, or not what browsers play."""
+    if video.stat().st_size > MAX_VIDEO_BYTES:
+        return "", ""
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        codec, pixel_format = stream.codec_context.name, stream.codec_context.pix_fmt
+        names = container.format.name.split(",")
+    kind = "webm" if video.suffix.lower() == ".webm" and "webm" in names else "mp4" if "mp4" in names else ""
+    media_type, codecs = _PLAYABLE.get(kind, ("", set()))
+    if codec not in codecs or pixel_format not in ("yuv420p", "yuvj420p"):
+        return "", ""
+    return base64.b64encode(video.read_bytes()).decode(), media_type
+
+
+__all__ = ["MAX_VIDEO_BYTES", "legend", "page", "read_from"]

@@ -1,0 +1,95 @@
+"""`swinbert explain`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swinbert.cli.loading import load_captioner_or_exit
+from swinbert.cli.messages import fail, lines_and_progress, needs_extra, say
+from swinbert.cli.options import (
+    Beams,
+    ComputeDType,
+    Device,
+    DType,
+    FramesPerSecond,
+    MaxLength,
+    Model,
+    NumFrames,
+    Revision,
+    TrustRemoteCode,
+)
+
+
+def explain(
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="As for `swinbert caption`.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="A folder for each clip is written into this one.")],
+    model: Model = None,
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How the weights are found: attention, gradient, rollout or occlusion."),
+    ] = None,
+    caption: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Explain this caption; default: the model's own.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Explain from this time on.")] = None,
+    end: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Explain up to this time.")] = None,
+    num_frames: NumFrames = None,
+    fps: FramesPerSecond = None,
+    beams: Beams = None,
+    max_length: MaxLength = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace folders of other explanations.")] = False,
+    device: Device = "auto",
+    dtype: ComputeDType = DType.auto,
+    trust_remote_code: TrustRemoteCode = False,
+    revision: Revision = None,
+):
+    """
+    Show which frames and places of a clip each word of its caption was read from.
+
+    Writes explanation.html (opens from disk, without a network), words.png, explanation.json and, for a SwinBERT,
+    mask.png into a folder for each clip, and prints the folders. SwinBERT and GIT models. A clip that cannot be read is
+    reported on stderr, the other clips are explained, and the exit code is 1.
+    """
+    if start is not None and end is not None and start >= end:
+        raise typer.BadParameter(f"--start {start:g} must be before --end {end:g}.")
+    captioner = load_captioner_or_exit(
+        model,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        num_frames=num_frames,
+        fps=fps,
+        num_beams=beams,
+        max_length=max_length,
+    )
+    with needs_extra("explain"):
+        import matplotlib  # noqa: F401
+    from swinbert.captioning import find_clips
+    from swinbert.captioning.explaining.files import explain_clips
+
+    found = list(find_clips(clips, start, end))
+    options = {"method": method, "caption": caption}
+    failed = 0
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        results = explain_clips(
+            found,
+            captioner,
+            output,
+            overwrite=overwrite,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        with lines_and_progress(len(found)) as write:
+            for result in results:
+                write(None if result.folder is None else str(result.folder))
+                if result.error is not None:
+                    failed += 1
+                    say(f"{result.clip}: {result.error}")
+    except BrokenPipeError:  # of a reader of stdout that has enough
+        raise
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    if failed:
+        raise typer.Exit(1)
