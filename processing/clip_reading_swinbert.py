@@ -91,6 +91,13 @@ class CaptionerFamily(ABC):
         """
         return VideoReader(video, backend=self.video_backend)
 
+    def frame_resizer(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """
+        What `read` does with each frame, (H, W, 3), before anything else, so that frames can wait for it in less
+        memory; `None` if it needs them as they are.
+        """
+        return None
+
     def collate(self, clips: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """
         Batches the inputs of several clips.
@@ -210,6 +217,9 @@ class SwinBertFamily(CaptionerFamily):
             deinterlace=stored.deinterlace is not False,
             tone_map=stored.tone_map is not False,
         )
+
+    def frame_resizer(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        return self._video_processor.frame_resizer()
 
 
 FAMILIES[SwinBertFamily.model_type] = SwinBertFamily

@@ -6,8 +6,9 @@ The order of work is open -> timeline -> decode: see `video_backends_swinbert.py
 """
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .video_backends_swinbert import (
 from .video_sources_swinbert import VideoDecodeError, describe_source, is_segment, open_source
 from .video_timeline_swinbert import (
     VideoMetadata,
+    VideoTimeline,
     check_num_frames,
     frame_range,
     sample_indices,
@@ -86,6 +88,33 @@ def _checked_indices(name: str, indices: Any, num_available: int) -> np.ndarray:
             f"expected frame numbers from 0 to {num_available - 1}, found {indices.min()} to {indices.max()}.",
         )
     return indices.astype(np.int64)
+
+
+def wanted_frames(
+    name: str,
+    timeline: VideoTimeline,
+    part: range,
+    indices: Any,
+    num_frames: int | None,
+    start: float | None,
+    end: float | None,
+) -> np.ndarray:
+    """
+    (T,) numbers of frames, counted from the first of the video.
+
+    Args:
+        name (`str`): the clip, for messages.
+        part (`range`): the frames of the clip.
+        indices, num_frames, start, end: as of [`decode_video`], counted from the first frame of the part.
+    """
+    check_num_frames(name, num_frames)
+    times = timeline.seconds[part.start : part.stop]
+    first, last = frame_range(name, times - times[0], start, end, float(timeline.time_base))
+    if callable(indices):
+        indices = indices(timeline.metadata(part[first], part[last - 1] + 1))
+    elif indices is None:
+        indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
+    return part[first] + _checked_indices(name, indices, last - first)
 
 
 class _SharedFrames:
@@ -201,17 +230,31 @@ class VideoReader:
     def _wanted_frames(
         self, indices: Any, num_frames: int | None, start: float | None, end: float | None, part: range
     ) -> np.ndarray:
-        """(T,) numbers of frames, counted from the first of the video; the other arguments count from `part`'s."""
+        """As `wanted_frames`."""
         if not self._is_open:
             raise ValueError(f"{self.name}: the reader is closed.")
-        check_num_frames(self.name, num_frames)
-        times = self.timeline.seconds[part.start : part.stop]
-        first, last = frame_range(self.name, times - times[0], start, end, float(self.timeline.time_base))
-        if callable(indices):
-            indices = indices(self.timeline.metadata(part[first], part[last - 1] + 1))
-        elif indices is None:
-            indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
-        return part[first] + _checked_indices(self.name, indices, last - first)
+        return wanted_frames(self.name, self.timeline, part, indices, num_frames, start, end)
+
+    def preview_frames(
+        self, part: range, width: int
+    ) -> Iterator[tuple[int, np.ndarray, Callable[[], np.ndarray | None]]]:
+        """
+        Decodes a part of the video.
+
+        Args:
+            part: numbers of the frames.
+            width: of the previews; narrower frames keep their own.
+
+        Yields:
+            Of each frame that can be decoded its number; a preview, (H, W, 3) uint8, BGR, as it is stored; and a
+            function that returns the picture as `read` does, or `None` if it cannot, until the next frame is asked for.
+        """
+        if not self._is_open:
+            raise ValueError(f"{self.name}: the reader is closed.")
+        decoder = self._decoder
+        for number, frame in decoder.frames(np.asarray(part), to_be_continued=True):
+            if number in part:
+                yield number, decoder.pictures.preview(frame, width), functools.partial(decoder.picture, frame)
 
     def _read(
         self,
@@ -327,11 +370,11 @@ class VideoSegment:
     Args:
         reader ([`VideoReader`]): of the video.
         part (`range`): numbers of the frames.
-        overlapping (`Sequence[VideoSegment]`): later segments that begin within this one. What they want of it is
-            decoded with it and kept for them, if they are read with the same arguments.
+        overlapping (`Sequence[range]`): later segments that begin within this one. What they want of it, if they are
+            read with the same arguments, is decoded with it and kept for them.
     """
 
-    def __init__(self, reader: VideoReader, part: range, overlapping: Sequence["VideoSegment"] = ()):
+    def __init__(self, reader: VideoReader, part: range, overlapping: Sequence[range] = ()):
         self.reader, self.part, self.overlapping = reader, part, overlapping
         self.name = reader.name
 
@@ -349,7 +392,7 @@ class VideoSegment:
         reader = self.reader
         wanted = reader._wanted_frames(indices, num_frames, start, end, self.part)
         reader._shared.keep_from(self.part.start)
-        later = [reader._wanted_frames(indices, num_frames, start, end, each.part) for each in self.overlapping]
+        later = [reader._wanted_frames(indices, num_frames, start, end, each) for each in self.overlapping]
         shared = {number for numbers in later for number in numbers.tolist() if number in self.part}
         frames, metadata = reader._read(wanted, strict, transform, True, self.part, shared)
         first, timeline = self.part.start, reader.timeline
@@ -432,4 +475,5 @@ __all__ = [
     "frame_range",
     "header_duration",
     "sample_indices",
+    "wanted_frames",
 ]

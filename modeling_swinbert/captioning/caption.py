@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from swinbert.captioning.batching import Batching, MeasuredBatching
 from swinbert.captioning.films import FilmSegment, read_segments
+from swinbert.captioning.scenes import adaptive_detector
 from swinbert.captioning.segments import Segmentation
 from swinbert.captioning.settings import caption_settings
 from swinbert.processing.clip_reading_swinbert import (
@@ -156,6 +157,8 @@ class CaptionStream:
         self.only = only
         self.seed = seed
         self.segmentation = None if segments is None else Segmentation.of(segments)
+        if self.segmentation is not None and self.segmentation.scenes:
+            adaptive_detector()  # if it is missing, no film can be cut
         self.is_done = is_done or (lambda segment: False)
         self.generation = generation
 
@@ -324,9 +327,8 @@ def captions(
         print(caption.clip, caption.text, caption.score, caption.error)
     ```
 
-    Clips are read ahead of the model. If a clip cannot be captioned, its `Caption` has an `error`, and the stream
-    continues with the next clip. A batch that the model cannot process, for example for lack of memory, is repeated
-    clip by clip.
+    Clips are read ahead of the model. A clip that cannot be captioned is a `Caption` with an `error`. A batch that the
+    model cannot process, for example for lack of memory, is repeated clip by clip.
 
     Args:
         clips: [`Clip`]s, or what a pipeline takes as one clip; a list, a generator, or anything with a length and
@@ -349,6 +351,7 @@ def captions(
 
     Raises:
         ValueError: arguments that exclude each other; `num_workers` or `only` for clips without a length.
+        ImportError: scenes need an extra.
         RuntimeError: while iterating, a worker process died.
     """
     return CaptionStream(

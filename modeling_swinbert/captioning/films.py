@@ -1,13 +1,13 @@
 """Reading the segments of a film in one pass."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from swinbert.captioning.segments import Segmentation, plan_windows
+from swinbert.captioning.scenes import read_scenes
+from swinbert.captioning.segments import Segmentation, part_between, plan_windows
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
-from swinbert.processing.video_decoding_swinbert import VideoSegment
+from swinbert.processing.video_decoding_swinbert import VideoReader, VideoSegment
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,27 @@ def read_segments(
 
     Raises:
         VideoDecodeError: it cannot be opened, is no file, or ends before `start`.
+        ImportError: scenes need an extra.
     """
     with family.open_video(film) as reader:
         timeline = reader.timeline
-        segments: list[VideoSegment] = []
-        for part in reversed(plan_windows(reader.name, timeline, segmentation, start, end)):
-            later = itertools.takewhile(lambda each, part=part: each.part.start < part.stop, reversed(segments))
-            segments.append(VideoSegment(reader, part, list(later)))
-        while segments:
-            segment = segments.pop()
-            begin, stop = timeline.time_of(segment.part.start), timeline.time_of(segment.part.stop)
-            yield FilmSegment(begin, stop, segment, timeline.time_of(len(timeline)))
+        part = part_between(reader.name, timeline, start, end)
+        if segmentation.scenes:
+            segments: Iterable[tuple[range, Any]] = read_scenes(family, reader, segmentation, part)
+        else:
+            segments = _windows(reader, plan_windows(timeline, segmentation, part, start or 0.0))
+        for frames, video in segments:
+            times = timeline.time_of(frames.start), timeline.time_of(frames.stop)
+            yield FilmSegment(*times, video, duration=timeline.time_of(len(timeline)))
+
+
+def _windows(reader: VideoReader, windows: list[range]) -> Iterator[tuple[range, VideoSegment]]:
+    """Frames of each window, and what reads them together with what overlapping windows want of them."""
+    for number, window in enumerate(windows):
+        stop = number + 1
+        while stop < len(windows) and windows[stop].start in window:
+            stop += 1
+        yield window, VideoSegment(reader, window, windows[number + 1 : stop])
 
 
 __all__ = ["FilmSegment", "read_segments"]

@@ -15,11 +15,13 @@ from swinbert.captioning.caption import Alternative, Caption, Clip, captions
 from swinbert.captioning.journal import CaptionJournal, rounded
 from swinbert.captioning.segments import Segmentation, merge_segments
 from swinbert.captioning.writers import (
+    ActivityNetWriter,
     MetadataWriter,
     Row,
     beside,
     beside_document,
     check_stems,
+    check_video_ids,
     make_writer,
     one_line_text,
     period,
@@ -72,6 +74,8 @@ class Destination:
         if isinstance(writer, MetadataWriter):
             for name in readable:
                 writer.file_name(name)
+        if isinstance(writer, ActivityNetWriter):
+            check_video_ids(readable)
         if self.write_beside:
             check_stems(readable, self.write_beside)
         if self.output is not None:
@@ -238,6 +242,8 @@ class Labelling:
             summary.seconds = time.perf_counter() - start
             if output is not None and captioner is not None:
                 write_text(output, writer.document(rows))
+            elif output is None and writer.is_one_document:
+                show(writer.document(rows).removesuffix("\n"))
         return summary
 
     def _merged(self, captions: Iterable[Caption], summary: Summary) -> Iterator[Caption]:
@@ -252,7 +258,10 @@ class Labelling:
                     self.report(f"{name}: {caption.error}")
                 yield caption
 
-        return counted() if self.segments is None or not self.merge else merge_segments(counted(), self.similarity)
+        if self.segments is None or not self.merge:
+            return counted()
+        merged = merge_segments(counted(), self.similarity)
+        return (dataclasses.replace(caption, score=rounded(caption.score)) for caption in merged)
 
     @contextlib.contextmanager
     def _resumable(self) -> Iterator[None]:

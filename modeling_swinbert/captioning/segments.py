@@ -1,9 +1,11 @@
 """How a film is cut into segments, each of which gets a caption; and neighbours with the same caption, merged."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 # How far from a moment, in units of a video's time stamps, a frame is still at this moment: rounding of float numbers.
 _ROUNDING = 1e-3
+# Seconds. The shortest scene is that of PySceneDetect.
+_SHORTEST_SCENE, _LONGEST_SCENE = 0.6, 30.0
 # Share of two times by which captions that follow each other may miss each other, for the same reason.
 _TOUCHING = 1e-6
 
@@ -35,9 +39,10 @@ class Segmentation:
         length: seconds of a window.
         stride: seconds from the beginning of a window to that of the next one; by default its length.
         scenes: cut where the picture changes instead.
-        min_segment: seconds. A shorter scene joins the neighbour that it resembles more; a shorter last window joins
-            the one before.
-        max_segment: seconds. Longer scenes are split evenly.
+        min_segment: seconds. A shorter scene joins the neighbour that it resembles more (by default below 0.6 s); a
+            shorter last window joins the one before.
+        max_segment: seconds. Longer scenes are split evenly (by default above 30 s).
+        threshold: of scenes: how many times as much as around it the picture must change at a cut.
 
     Raises:
         ValueError: they contradict each other.
@@ -48,12 +53,14 @@ class Segmentation:
     scenes: bool = False
     min_segment: float | None = None
     max_segment: float | None = None
+    threshold: float = 3.0
 
     def __post_init__(self):
-        for name in ("length", "stride", "min_segment", "max_segment"):
+        for name in ("length", "stride", "min_segment", "max_segment", "threshold"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be a positive number of seconds, got {value}.")
+                unit = "" if name == "threshold" else " of seconds"
+                raise ValueError(f"`{name}` must be a positive number{unit}, got {value}.")
         if self.scenes == (self.length is not None):
             raise ValueError("A film is cut either into windows (`length`) or into scenes (`scenes=True`).")
         self._check_order()
@@ -99,17 +106,37 @@ class Segmentation:
             raise ValueError(f'Segments are seconds or "scenes", got {segments!r}.') from None
 
     @property
+    def scene_limits(self) -> tuple[float, float]:
+        """Seconds of the shortest and of the longest scene."""
+        shortest = min(_SHORTEST_SCENE, self.max_segment or math.inf) if self.min_segment is None else self.min_segment
+        return shortest, max(_LONGEST_SCENE, shortest) if self.max_segment is None else self.max_segment
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All that decides where a film is cut."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, False)}
+        if self.scenes:
+            shortest, longest = self.scene_limits
+            found = {"min_segment": shortest, "max_segment": longest, "threshold": self.threshold}
+            return {"scenes": f"PySceneDetect {_version('scenedetect-headless', 'scenedetect')}", **found}
+        return {"length": self.length, "stride": self.stride or self.length, "min_segment": self.min_segment}
 
 
-def plan_windows(
-    name: str, timeline: VideoTimeline, segmentation: Segmentation, start: float | None, end: float | None
-) -> list[range]:
+def _version(*packages: str) -> str:
+    """Of the first package that is installed."""
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(package)
+    return "unknown"
+
+
+def frame_at(timeline: VideoTimeline, moment: float) -> int:
+    """The first frame not before a moment, in seconds; the number of frames if there is none."""
+    return int(np.searchsorted(timeline.seconds, moment - _ROUNDING * float(timeline.time_base)))
+
+
+def part_between(name: str, timeline: VideoTimeline, start: float | None, end: float | None) -> range:
     """
-    Frames of each window between two moments of a video. Where no frame is shown in a window, as in the gaps of a
-    variable frame rate, there is none.
+    The frames from `start` up to, not including, `end`; at least one.
 
     Args:
         name: of the video, for messages.
@@ -118,27 +145,32 @@ def plan_windows(
     Raises:
         VideoDecodeError: the video ends before `start`.
     """
+    first, _ = frame_range(name, timeline.seconds, start, end, float(timeline.time_base))
+    end = as_seconds(name, "end", end)
+    return range(first, len(timeline) if end is None else max(frame_at(timeline, end), first + 1))
+
+
+def plan_windows(timeline: VideoTimeline, segmentation: Segmentation, part: range, start: float = 0.0) -> list[range]:
+    """
+    Frames of each window in a part of a video. Where no frame is shown in a window, as in the gaps of a variable frame
+    rate, there is none.
+
+    Args:
+        start: seconds at which the first window begins.
+    """
     assert segmentation.length is not None
     length, stride = segmentation.length, segmentation.stride or segmentation.length
-    seconds, unit = timeline.seconds, float(timeline.time_base)
-    first, _ = frame_range(name, seconds, start, end, unit)
-    start, end = as_seconds(name, "start", start) or 0.0, as_seconds(name, "end", end)
-
-    def frame_at(moment: float) -> int:
-        """The first frame not before a moment; the number of frames if there is none."""
-        return int(np.searchsorted(seconds, moment - _ROUNDING * unit))
-
-    stop = len(timeline) if end is None else max(frame_at(end), first + 1)
     windows: list[range] = []
     number = 0
-    while not windows or windows[-1].stop < stop:
+    while not windows or windows[-1].stop < part.stop:
         begin = start + number * stride
-        window = range(frame_at(begin), min(frame_at(begin + length), stop))
+        window = range(frame_at(timeline, begin), min(frame_at(timeline, begin + length), part.stop))
         if window and window not in windows[-1:]:
             windows.append(window)
         number += 1
         if not window:  # a gap: on to the first window that reaches the frame after it
-            number = max(number, math.floor((seconds[window.start] - start - length) / stride + _TOUCHING) + 1)
+            after = timeline.time_of(window.start) - start
+            number = max(number, math.floor((after - length) / stride + _TOUCHING) + 1)
     return _without_short_end(windows, timeline, segmentation)
 
 
@@ -212,4 +244,4 @@ def _merged(parts: list["Caption"]) -> "Caption":
     )
 
 
-__all__ = ["Segmentation", "merge_segments", "plan_windows", "word_overlap"]
+__all__ = ["Segmentation", "frame_at", "merge_segments", "part_between", "plan_windows", "word_overlap"]

@@ -1,4 +1,4 @@
-"""Captions -> text, JSON lines, CSV, subtitles, the metadata of a dataset, and files beside the clips."""
+"""Captions -> text, JSON, CSV, subtitles, the metadata of a dataset, and files beside the clips."""
 
 import csv
 import html
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from swinbert.captioning.caption import Caption
 from swinbert.processing.video_sources_swinbert import is_url
@@ -55,6 +56,8 @@ class CaptionWriter(ABC):
     header = ""
     # Whether a file of this format belongs to one video.
     is_of_one_video = False
+    # Whether the file consists of more than its rows, so that it is written once all captions are known.
+    is_one_document = False
 
     @abstractmethod
     def row(self, row: Row) -> str:
@@ -231,12 +234,52 @@ class MetadataWriter(CaptionWriter):
         return relative
 
 
+class ActivityNetWriter(CaptionWriter):
+    """
+    A file of results of dense captioning, as the evaluation of ActivityNet Captions reads it: `{"results": {video:
+    [{"sentence", "timestamp"}]}}`. A video is called by its file's name without the suffix.
+    """
+
+    is_one_document = True
+
+    def row(self, row: Row) -> str:
+        return ""
+
+    def document(self, rows: Iterable[Row]) -> str:
+        results: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            sentences = results.setdefault(video_id(row.caption.clip), [])
+            if row.text:
+                sentences.append({"sentence": row.text, "timestamp": list(_cue_range(row.caption))})
+        values = {"version": "VERSION 1.0", "results": results, "external_data": {"used": False, "details": ""}}
+        return json.dumps(values, indent=2) + "\n"
+
+
+def video_id(clip: str) -> str:
+    """The name of a clip's file without the suffix."""
+    return Path(urlsplit(clip).path if is_url(clip) else clip).stem
+
+
+def check_video_ids(clips: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: two clips have one name without the suffix.
+    """
+    owners: dict[str, str] = {}
+    for clip in clips:
+        owner = owners.setdefault(video_id(clip), clip)
+        if owner != clip:
+            raise ValueError(
+                f"{owner} and {clip} would both be {video_id(clip)}: rename one, or name another --output."
+            )
+
+
 def make_writer(
     output_format: str, output: Path | None = None, only_caption: bool = False, with_times: bool = False
 ) -> CaptionWriter:
     """
     Args:
-        output_format: text, jsonl, csv, srt, vtt or metadata.
+        output_format: text, jsonl, csv, srt, vtt, metadata or activitynet.
         output: the file; `None` for stdout.
         only_caption: text is without the clip's name.
         with_times: text has the times of segments.
@@ -250,6 +293,7 @@ def make_writer(
         "csv": CsvWriter,
         "srt": SrtWriter,
         "vtt": VttWriter,
+        "activitynet": ActivityNetWriter,
     }
     return writers[output_format]()
 
@@ -324,4 +368,15 @@ def read_beside(file: Path) -> str | None:
     return lines[0] if len(lines) == 1 else None
 
 
-__all__ = ["CaptionWriter", "Row", "beside", "beside_document", "check_stems", "make_writer", "period", "read_beside"]
+__all__ = [
+    "ActivityNetWriter",
+    "CaptionWriter",
+    "Row",
+    "beside",
+    "beside_document",
+    "check_stems",
+    "check_video_ids",
+    "make_writer",
+    "period",
+    "read_beside",
+]

@@ -31,6 +31,7 @@ from swinbert.cli.options import (
     Prompt,
     Revision,
     Sample,
+    SceneThreshold,
     Seed,
     Segments,
     SkipDuplicates,
@@ -70,6 +71,7 @@ def caption(
     stride: Stride = None,
     min_segment: MinSegment = None,
     max_segment: MaxSegment = None,
+    scene_threshold: SceneThreshold = None,
     no_merge: NoMerge = False,
     merge_similar: MergeSimilar = None,
     beams: Beams = None,
@@ -95,7 +97,7 @@ def caption(
     """
     search = _search(beams, n_best, sample, temperature, seed, min_length, max_length)
     files = (output_format, output, tuple(dict.fromkeys(write_beside or ())), overwrite, min_score, skip_duplicates)
-    cutting = _cutting(segments, stride, min_segment, max_segment, no_merge, merge_similar)
+    cutting = _cutting(segments, stride, min_segment, max_segment, scene_threshold, no_merge, merge_similar)
     labelling, only_caption = _labelling(clips, start, end, files, cutting)
     loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "revision": revision}
     reading = {"num_frames": num_frames, "fps": fps, "prompt": prompt, "load_in": load_in}
@@ -137,6 +139,7 @@ def _cutting(
     stride: float | None,
     min_segment: float | None,
     max_segment: float | None,
+    scene_threshold: float | None,
     no_merge: bool,
     merge_similar: float | None,
 ) -> dict[str, Any]:
@@ -148,12 +151,21 @@ def _cutting(
         if used:
             raise typer.BadParameter(f"--{used[0].replace('_', '-')} needs --segments.")
         return {}
+    if scene_threshold is not None:
+        if segments != "scenes":
+            raise typer.BadParameter("--scene-threshold needs --segments scenes.")
+        given["threshold"] = scene_threshold
     if no_merge and merge_similar is not None:
         raise typer.BadParameter("--no-merge and --merge-similar exclude each other.")
     from swinbert.captioning import Segmentation
+    from swinbert.captioning.scenes import adaptive_detector
 
     try:
         segmentation = Segmentation.of(segments, **given)
+        if segmentation.scenes:
+            adaptive_detector()
+    except ImportError as error:
+        fail(str(error))
     except ValueError as error:
         raise typer.BadParameter(f"--segments: {error}") from None
     return {"segments": segmentation, "merge": not no_merge, "similarity": merge_similar}
