@@ -18,6 +18,7 @@ from swinbert.captioning.demo import service
 from swinbert.captioning.demo.page import clock, error_html, model_html, result_html
 from swinbert.captioning.demo.service import Demo, DemoError, Limits, Progress, Settings, TemporaryFiles
 from swinbert.cli import app
+from swinbert.processing import sample_indices
 from swinbert.processing import video_sources_swinbert as sources
 
 SAMPLE = Path(swinbert.bundled_model()).parent / "sample.mp4"
@@ -42,6 +43,19 @@ def test_caption_of_a_clip(demo):
     (caption,) = progress.captions
     assert "red cross" in caption.text and caption.clip == "sample.mp4"
     assert len(caption.alternatives) == 3, "as many beams as captions are wanted"
+
+
+def test_explanation_of_a_segment_is_of_its_frames(demo, tmp_path):
+    film = encode(tmp_path / "film.mp4", range(90))
+    *_, progress = demo.caption(film, Settings("1", beams=1, alternatives=0))
+    assert [(each.start, each.end) for each in progress.captions] == [(0, 1), (1, 2), (2, 3)]
+    num_frames = demo.captioner.family.num_frames
+    for second, caption in enumerate(progress.captions):
+        explanation = demo.explain(film, caption.text, caption.start, caption.end)
+        assert explanation.caption == caption.text
+        numbers = [30 * second + sample for sample in sample_indices(30, num_frames)]
+        assert explanation.times == pytest.approx([number / 30 for number in numbers], abs=1e-3)
+    assert demo.explain(SAMPLE).words
 
 
 def test_what_is_wrong_with_a_clip_is_one_sentence_with_its_name(demo, tmp_path):

@@ -29,9 +29,8 @@
     new ResizeObserver(() => { frame.style.height = `${body.scrollHeight}px`; }).observe(body);
     frame.scrollIntoView({behavior: "smooth", block: "nearest"});
   }, true);
-  document.addEventListener("error", (event) => {
-    const status = document.querySelector("#chosen .status");
-    if (event.target === player() && status)
-      status.textContent = "This browser cannot play the clip. It can be captioned all the same.";
-  }, true);
+  for (const event of ["error", "loadeddata"])
+    document.addEventListener(event, ({type, target}) => {
+      if (target === player()) document.querySelector("#chosen").classList.toggle("unplayable", type === "error");
+    }, true);
 })();

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 from swinbert import bundled_model
 from swinbert.captioning.caption import Caption, Clip, captions
 from swinbert.captioning.explaining import Explanation, explain
 from swinbert.captioning.explaining.encoded_clips import encoded_clip_class
 from swinbert.captioning.segments import Segmentation
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
-from swinbert.processing.video_decoding_swinbert import header_duration
+from swinbert.processing.video_decoding_swinbert import VideoReader, header_duration
 from swinbert.processing.video_sources_swinbert import VideoDecodeError, open_source
 from swinbert.utils.text import one_line
 
@@ -202,8 +204,21 @@ class Demo:
         """
         self.check(video)
         with explained(video.name):
-            clip = Clip(video, start, end, name=video.name)
+            clip = Clip(video, start, _last_moment(video, start, end), name=video.name)
             return explain(self.captioner.model, self.captioner.processor, clip, caption=caption)
+
+
+def _last_moment(video: Path, start: float | None, end: float | None) -> float | None:
+    """
+    The `end` of a [`Clip`] that has the frames of a segment. A segment ends before the frame that is shown at `end`; a
+    clip has one frame after the last that is not after `end`, see `frame_range`.
+    """
+    if start is None or end is None:
+        return end
+    with VideoReader(video) as reader:
+        seconds, unit = reader.timeline.seconds, float(reader.timeline.time_base)
+    before_last = float(seconds[max(0, int(np.searchsorted(seconds, end - unit / 2)) - 2)])
+    return before_last if before_last > start else end
 
 
 def _length(seconds: float) -> str:
