@@ -48,11 +48,15 @@ def client(demo):
     client.close()
 
 
-def test_named_endpoint(client):
-    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/caption"]
+def test_named_endpoints(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert endpoints.keys() == {"/caption", "/explain"}
     (row,) = client.predict(video=handle_file(SAMPLE), alternatives=1, api_name="/caption")
     assert "red cross" in row["caption"] and row["score"] < 0 and row["duration"] == 2.0
     assert len(row["alternatives"]) == 1
+    explanation = client.predict(video=handle_file(SAMPLE), caption="a red cross", api_name="/explain")
+    assert [each["word"] for each in explanation["words"]] == ["a", "red", "cross"]
+    assert len(explanation["times"]) == len(explanation["words"][0]["frames"])
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,7 @@ def test_mcp_tool(demo):
             return tools, refused
 
     tools, refused = asyncio.run(ask())
+    assert {"caption", "explain"} <= {tool.name for tool in tools}
     (tool,) = [tool for tool in tools if tool.name == "caption"]
     assert "English" in tool.description and {"video", "url", "beams"} <= tool.inputSchema["properties"].keys()
     assert "required" not in tool.inputSchema or not tool.inputSchema["required"]

@@ -1,7 +1,5 @@
 """`swinbert demo`."""
 
-import signal
-import sys
 from typing import Annotated
 
 import typer
@@ -34,20 +32,13 @@ def demo(
     other servers, and what visitors send is deleted when they leave. Needs the extra `demo`.
     """
     with needs_extra("demo"):
-        from swinbert.captioning.demo.app import launch
+        from swinbert.captioning.demo.app import serve
     from swinbert.captioning.demo.service import Demo, Limits
 
     captioner = load_captioner_or_exit(
         model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
     )
-    # As Ctrl-C does, it ends the block below, which deletes files.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Demo(captioner, Limits(max_megabytes, max_minutes)) as running:
-        try:
-            page = launch(running, port=port, share=share)
-        except OSError as error:
-            fail(
-                f"{error} Choose another --port." if port is None else f"Port {port} is in use: choose another --port."
-            )
-        say(f"The demo is at {page.share_url or page.local_url} until Ctrl-C.")
-        page.block_thread()
+    try:
+        serve(Demo(captioner, Limits(max_megabytes, max_minutes)), announce=say, port=port, share=share)
+    except OSError as error:
+        fail(f"{error} Choose another --port." if port is None else f"Port {port} is in use: choose another --port.")

@@ -41,7 +41,8 @@ def demo():
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         yield chromium
         chromium.close()
 
@@ -142,6 +143,26 @@ def test_the_example(page):
     assert eventually(lambda: page.locator("#caption").is_enabled())
 
 
+def test_the_camera(open_page):
+    page = open_page(permissions=["camera", "microphone"])
+    page.click("#clip button[aria-label='Capture from camera']")
+    page.click("text=Click to Access Webcam")
+    page.click("#clip button:has-text('Record')")
+    page.wait_for_timeout(2000)
+    page.click("#clip button:has-text('Stop')")
+    page.wait_for_selector("#chosen .status")
+    page.click("#caption")
+    page.wait_for_selector("#result .caption")
+
+
+def test_a_clip_that_browsers_cannot_play(page, tmp_path, picture):
+    clip = encode(tmp_path / "old.mp4", range(30), codec="mpeg4")
+    assert caption(page, clip)
+    assert "unplayable" in page.get_attribute("#chosen", "class")
+    assert eventually(lambda: page.locator("text=not playable").count() == 0)
+    picture(page)
+
+
 def test_a_broken_file(page, picture, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(SAMPLE.read_bytes()[:500])
@@ -209,6 +230,7 @@ def test_a_visitor_who_leaves_in_the_middle(open_page, demo, film, captioned, mo
     page.wait_for_selector("#result .segment")
     page.close()
     assert eventually(lambda: not uploads(demo))
+    time.sleep(1)  # a caption may be under way
     number = len(captioned)
     time.sleep(1.5)
     assert number == len(captioned) < 20, "nobody waits for the rest"

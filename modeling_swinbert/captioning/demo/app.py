@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import secrets
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,21 +150,44 @@ class Handlers:
         Returns:
             A list of rows, in order of time, each with caption, score, start and end in seconds.
         """
+        with self._sent(request, video, url) as file:
+            *_, progress = self.demo.caption(file, Settings(segments, int(beams), int(alternatives)))
+        # Clients of Gradio take a dictionary with a path for a file to download.
+        rows = [json_row(Row(caption)) for caption in progress.captions]
+        return [{name: value for name, value in row.items() if name != "path"} for row in rows]
+
+    def explain(
+        self, request: gr.Request, video: str | None = None, url: str = "", caption: str = ""
+    ) -> dict[str, Any]:
+        """
+        Says which frames and places of a video each word of its caption was read from.
+
+        Args:
+            video: the video; leave it out to give an address instead.
+            url: public http or https address of a video.
+            caption: the caption to explain; by default the one that the model finds.
+
+        Returns:
+            The caption and its words, each with its probability, its weights of the frames and of their places, and
+            the words that were nearly as likely; and the time of each frame in seconds.
+        """
+        with self._sent(request, video, url) as file:
+            return self.demo.explain(file, caption or None).to_dict()
+
+    @contextlib.contextmanager
+    def _sent(self, request: gr.Request, video: str | None, url: str) -> Iterator[Path]:
+        """The file that a program sent or gave the address of; what is wrong with it becomes Gradio's error."""
         download = secrets.token_hex(8)
         try:
             if video is None and not url:
                 raise DemoError("Expected a video, or its address as `url`; found neither.")
-            if video is None:
-                video = str(self.demo.fetch(url, download))
-            self.demo.files.hold(str(request.session_hash), Path(video))
-            *_, progress = self.demo.caption(Path(video), Settings(segments, int(beams), int(alternatives)))
+            file = self.demo.fetch(url, download) if video is None else Path(video)
+            self.demo.files.hold(str(request.session_hash), file)
+            yield file
         except DemoError as error:
             raise gr.Error(str(error), print_exception=False) from None
         finally:
             self.demo.files.forget(download)
-        # Clients of Gradio take a dictionary with a path for a file to download.
-        rows = [json_row(Row(caption)) for caption in progress.captions]
-        return [{name: value for name, value in row.items() if name != "path"} for row in rows]
 
     def left(self, request: gr.Request) -> None:
         self.demo.files.forget(str(request.session_hash))
@@ -235,8 +260,11 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
 
 def _endpoints(handlers: Handlers, inputs: list[Any]) -> None:
     """For programs and agents: what the page does, by buttons that nobody sees."""
-    rows = gr.JSON(visible=False)
-    gr.Button(visible=False).click(handlers.caption, inputs, rows, api_name="caption", **_MODEL)
+    video, url, *_ = inputs
+    answer, caption = gr.JSON(visible=False), gr.Textbox("", label="Caption", visible=False)
+    gr.Button(visible=False).click(handlers.caption, inputs, answer, api_name="caption", **_MODEL)
+    if handlers.demo.can_explain:
+        gr.Button(visible=False).click(handlers.explain, [video, url, caption], answer, api_name="explain", **_MODEL)
 
 
 def launch(demo: Demo, *, title: str = TITLE, port: int | None = None, share: bool = False) -> gr.Blocks:
@@ -278,4 +306,20 @@ def launch(demo: Demo, *, title: str = TITLE, port: int | None = None, share: bo
     return page
 
 
-__all__ = ["build", "launch"]
+def serve(demo: Demo, announce: Callable[[str], None] = print, **options: Any) -> None:
+    """
+    Serves until Ctrl-C or SIGTERM, and then removes temporary files.
+
+    Args:
+        announce: called with a sentence that has the address.
+        options: of [`launch`].
+    """
+    # Raised in this thread, as Ctrl-C is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with demo:
+        page = launch(demo, **options)
+        announce(f"The demo is at {page.share_url or page.local_url} until Ctrl-C.")
+        page.block_thread()
+
+
+__all__ = ["build", "launch", "serve"]

@@ -29,8 +29,16 @@
     new ResizeObserver(() => { frame.style.height = `${body.scrollHeight}px`; }).observe(body);
     frame.scrollIntoView({behavior: "smooth", block: "nearest"});
   }, true);
-  for (const event of ["error", "loadeddata"])
-    document.addEventListener(event, ({type, target}) => {
-      if (target === player()) document.querySelector("#chosen").classList.toggle("unplayable", type === "error");
-    }, true);
+  // A clip that the browser cannot play can be captioned: the page says so, in the place of Gradio's error.
+  document.addEventListener("loadeddata", ({target}) => mark(target, false), true);
+  document.addEventListener("error", ({target}) => mark(target, true), true);
+  function mark(video, unplayable) {
+    if (video !== player()) return;
+    document.querySelector("#chosen").classList.toggle("unplayable", unplayable);
+    if (!unplayable) return;
+    setTimeout(() => {
+      for (const toast of document.querySelectorAll(".toast-item"))
+        if (toast.textContent.includes("not playable")) toast.querySelector("button")?.click();
+    }, 50);
+  }
 })();
