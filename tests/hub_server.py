@@ -55,7 +55,7 @@ class HubServer:
     The server, which runs inside the `with` block.
 
     Attributes:
-        repositories: name -> `Repository`.
+        repositories: name -> `Repository`; the names of Spaces begin with spaces/.
         requests: "METHOD PATH" of all requests so far.
         uploads: the path or SHA-256 of every file whose content was uploaded.
         fail_uploads: the number of coming uploads of LFS files to cut off after the first kilobyte.
@@ -209,10 +209,13 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body())
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise _Error(401, message="Invalid username or password.")
-        name = f"{wanted.get('organization') or 'org'}/{wanted['name']}"
+        kind = wanted.get("type") or "model"
+        if kind == "space" and not wanted.get("sdk"):
+            raise _Error(400, message="A Space needs an SDK.")
+        name = f"{'spaces/' if kind == 'space' else ''}{wanted.get('organization') or 'org'}/{wanted['name']}"
         url = {"url": f"{self.hub.endpoint}/{name}", "name": name}
         if name in self.hub.repositories:
-            self.send_json({**url, "error": "You already created this model repo"}, 409)
+            self.send_json({**url, "error": f"You already created this {kind} repo"}, 409)
             return
         repository = self.hub.repositories[name] = Repository(wanted.get("visibility") == "private")
         repository.commit("main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
@@ -344,20 +347,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(self.hub.served.get(sha256, self.hub.large_files[sha256]), 200, {"ETag": f'"{sha256}"'})
 
 
-_NAME, _REVISION = r"(?P<name>[\w.-]+/[\w.-]+)", r"(?P<revision>.+?)"
+# Repositories of Spaces are called spaces/ORG/NAME here; in addresses of the API, models are in a folder too.
+_NAME, _REVISION = r"(?P<name>(spaces/)?[\w.-]+/[\w.-]+)", r"(?P<revision>.+?)"
 _ROUTES = [
     ("GET", "/api/whoami-v2", _Handler.who_am_i),
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_card),
-    ("GET", rf"/api/models/{_NAME}(/revision/{_REVISION})?", _Handler.describe),
-    ("GET", rf"/api/models/{_NAME}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree),
-    ("POST", rf"/api/models/{_NAME}/paths-info/{_REVISION}", _Handler.paths_info),
-    ("POST", rf"/api/models/{_NAME}/branch/(?P<branch>.+)", _Handler.create_branch),
-    ("POST", rf"/api/models/{_NAME}/preupload/{_REVISION}", _Handler.before_upload),
+    ("GET", rf"/api/(models/)?{_NAME}(/revision/{_REVISION})?", _Handler.describe),
+    ("GET", rf"/api/(models/)?{_NAME}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree),
+    ("POST", rf"/api/(models/)?{_NAME}/paths-info/{_REVISION}", _Handler.paths_info),
+    ("POST", rf"/api/(models/)?{_NAME}/branch/(?P<branch>.+)", _Handler.create_branch),
+    ("POST", rf"/api/(models/)?{_NAME}/preupload/{_REVISION}", _Handler.before_upload),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.large_file_actions),
     ("PUT", r"/lfs/(?P<sha256>\w+)", _Handler.upload),
     ("POST", r"/verify/(?P<sha256>\w+)", _Handler.verify),
-    ("POST", rf"/api/models/{_NAME}/commit/{_REVISION}", _Handler.commit),
+    ("POST", rf"/api/(models/)?{_NAME}/commit/{_REVISION}", _Handler.commit),
     ("GET HEAD", rf"/{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
     ("GET HEAD", r"/lfs/(?P<sha256>\w+)", _Handler.download),
 ]

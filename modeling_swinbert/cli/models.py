@@ -91,6 +91,9 @@ def push(
     revision: Annotated[
         str | None, typer.Option(metavar="BRANCH", help="Created if it does not exist; default: main.")
     ] = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Push a Space that serves the demo (`swinbert demo`) with the model.")
+    ] = False,
 ):
     """
     Check that a folder is complete and holds no pickle, and upload it to the Hub.
@@ -101,9 +104,14 @@ def push(
     quiet_libraries()
     from swinbert.deployment.hub import PushError
     from swinbert.deployment.hub import push as push_folder
+    from swinbert.deployment.spaces import push_space
 
+    wrote_card = False
     try:
-        commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)
+        if space:
+            commit = push_space(folder, repository, private=private, revision=revision)
+        else:
+            commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)
     except (PushError, OSError) as error:
         fail(str(error))
     if wrote_card:

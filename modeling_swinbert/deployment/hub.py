@@ -6,7 +6,7 @@ import pickletools
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +57,58 @@ def push(
     card = folder / "README.md"
     if wrote_card := not card.exists():
         card.write_text(_card(folder, repo_id.split("/")[-1]), encoding="utf-8")
+    with _folder_with_code(folder) as complete:
+        commit = upload(complete, repo_id, named=folder, private=private, revision=revision, replaced=_REPLACED)
+    return commit, wrote_card
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    named: Path,
+    repo_type: str = "model",
+    private: bool = False,
+    revision: str | None = None,
+    replaced: Sequence[str] = (),
+) -> CommitInfo:
+    """
+    Uploads a folder to a repository, which is created if it does not exist.
+
+    Args:
+        named: what the folder is called in messages.
+        repo_type: "model" or "space".
+        private, revision: as of [`push`].
+        replaced: patterns of files that are deleted from the repository if the folder lacks them.
+
+    Raises:
+        PushError: the Hub refused the upload, or it was interrupted.
+    """
     api = HfApi()
     try:
-        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
+        created = api.create_repo(
+            repo_id,
+            repo_type=repo_type,
+            space_sdk="gradio" if repo_type == "space" else None,
+            private=private or None,
+            exist_ok=True,
+        )
+        repo_id = created.repo_id
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise PushError("it exists and is public; make it private on the Hub, or leave out --private.")
         if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        with _folder_with_code(folder) as complete:
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=complete,
-                revision=revision,
-                commit_message="Push with swinbert",
-                ignore_patterns=list(NOT_PUSHED),
-                delete_patterns=_REPLACED,
-            )
+            api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            repo_type=repo_type,
+            folder_path=folder,
+            revision=revision,
+            commit_message="Push with swinbert",
+            ignore_patterns=list(NOT_PUSHED),
+            delete_patterns=list(replaced),
+        )
     except Exception as error:
-        raise PushError(f"{folder} was not, or only partly, pushed to {repo_id}: {_reason(error)}") from error
-    return commit, wrote_card
+        raise PushError(f"{named} was not, or only partly, pushed to {repo_id}: {_reason(error)}") from error
 
 
 @contextlib.contextmanager
