@@ -1,7 +1,7 @@
 """
 The process that captions for a worker: `python -m swinbert.captioning.bulk.child`, started by `supervision`.
 
-On stdin it reads pickles: `("load", CaptionerSpec, folder for scratch files)`, then `("clip", number, Request)`. On
+On stdin it reads pickles: `("load", CaptionerSpec)`, then `("clip", number, Request)`. On
 stdout it writes pickles: `("ready", settings)`, as JSON; for each clip `("started", number)` and `("rows", (number,
 rows))`; `("failure", reason)` for what every clip would share.
 
@@ -11,7 +11,6 @@ torch and the rest are imported in `serving`, after the thread is running that e
 import os
 import pickle
 import queue
-import shutil
 import sys
 import threading
 from typing import Any, BinaryIO
@@ -23,13 +22,13 @@ class Channel:
 
     Attributes:
         inbox: `(number, Request)` of clips that nobody has taken yet.
-        spec, scratch: what came with `"load"`.
+        spec: what came with `"load"`.
     """
 
     def __init__(self, requests: BinaryIO, answers: BinaryIO):
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._answers, self._lock = answers, threading.Lock()
-        _, self.spec, self.scratch = pickle.load(requests)
+        _, self.spec = pickle.load(requests)
         threading.Thread(target=self._listen, args=(requests,), daemon=True).start()
 
     def _listen(self, requests: BinaryIO) -> None:
@@ -39,7 +38,6 @@ class Channel:
                 _, number, request = pickle.load(requests)
                 self.inbox.put((number, request))
         except (EOFError, OSError, pickle.UnpicklingError):
-            shutil.rmtree(self.scratch, ignore_errors=True)
             os._exit(0)
 
     def say(self, what: str, value: Any) -> None:

@@ -1,14 +1,13 @@
 """Fetching the videos that a worker captions, ahead of the model: into a scratch file or memory, with retries."""
 
 import contextlib
+import os
 import re
-import secrets
-import shutil
+import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import fsspec
 
@@ -31,29 +30,23 @@ class Fetched:
     Args:
         video: what a `Clip` takes: a path, or bytes.
         error, error_kind: why there is no video.
-        scratch: the file to remove when the clip has its caption.
+        scratch: the file that the path leads to; closing it removes it.
     """
 
     video: Any = None
     error: str | None = None
     error_kind: str | None = None
-    scratch: Path | None = None
+    scratch: IO[bytes] | None = None
 
     def discard(self) -> None:
         if self.scratch is not None:
-            self.scratch.unlink(missing_ok=True)
+            self.scratch.close()
 
 
 class Fetcher:
-    """
-    Fetches in threads, beside the model.
+    """Fetches in threads, beside the model."""
 
-    Args:
-        folder: for scratch files.
-    """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="fetch")
 
     def submit(self, request: Request) -> "Future[Fetched]":
@@ -70,8 +63,7 @@ class Fetcher:
             try:
                 if request.offset is not None:
                     return Fetched(_member(request))
-                scratch = self._folder / f"{secrets.token_hex(8)}{Path(request.uri).suffix[:8]}"
-                return Fetched(_download(request, scratch), scratch=scratch)
+                return _download(request)
             except Exception as error:
                 if attempt + 1 == _ATTEMPTS or not _is_worth_a_retry(error):
                     return Fetched(error=one_line(error), error_kind=_kind(error))
@@ -105,22 +97,27 @@ def _member(request: Request) -> bytes:
     return content
 
 
-def _download(request: Request, scratch: Path) -> str:
+def _download(request: Request) -> Fetched:
+    # Where the system has open files by number, this one has no name: it is gone with the process, however that ends.
+    if os.path.isdir("/proc/self/fd"):
+        scratch: IO[bytes] = tempfile.TemporaryFile()
+        path = f"/proc/self/fd/{scratch.fileno()}"
+    else:
+        scratch = tempfile.NamedTemporaryFile()
+        path = scratch.name
+    is_web = request.uri.startswith(("http://", "https://"))
     try:
-        if request.uri.startswith(("http://", "https://")):
-            with open_source(request.uri) as file:  # which is removed at the end of the block
-                shutil.move(str(file), scratch)
-        else:
-            with fsspec.open(request.uri, "rb") as source, scratch.open("wb") as target:
-                _copy(request, source, target)
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(open_source(request.uri) if is_web else fsspec.open(request.uri, "rb"))
+            _copy(request, stack.enter_context(open(source, "rb")) if is_web else source, scratch)
+        scratch.flush()
     except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
+        scratch.close()
         raise
-    return str(scratch)
+    return Fetched(path, scratch=scratch)
 
 
-def _copy(request: Request, source: BinaryIO, target: BinaryIO) -> None:
+def _copy(request: Request, source: IO[bytes], target: IO[bytes]) -> None:
     size = 0
     while chunk := source.read(_CHUNK_BYTES):
         size += target.write(chunk)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import queue
+import re
 import threading
 import time
 from collections import Counter
@@ -25,7 +26,6 @@ from swinbert.captioning.bulk.pipeline import (
 from swinbert.captioning.bulk.sources import read_source
 from swinbert.captioning.bulk.supervision import CaptionerSpec, SharedFailure
 from swinbert.captioning.bulk.worker import Captioner, worker_settings
-from swinbert.utils.text import one_line
 
 if TYPE_CHECKING:
     import ray.data
@@ -38,6 +38,9 @@ _SECONDS_AT_RISK = (2.0, 300.0)
 # If all of the first so many clips fail for one of these reasons, it is not the clips.
 _CLIPS_TO_JUDGE_BY = 100
 _REASONS_OF_MACHINES = ("not_found", "not_readable", "download_failed")
+# In the text of an exception of Ray, which has lost what caused it.
+_SHARED_FAILURE = re.compile(r"\bSharedFailure: (.+?)(?:\n\n|\n\x1b|\Z)", re.DOTALL)
+_MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
 
 
 @dataclass
@@ -283,24 +286,18 @@ def _with_pauses(results: "ray.data.Dataset") -> Iterator[pa.Table | None]:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turns what Ray raises for an exception of a worker into the exception, or a `SharedFailure` of one line."""
+    """Turns what Ray raises for an exception of a worker, with the text of its traceback, into one `SharedFailure`."""
     import ray
 
     try:
         yield
     except ray.exceptions.RayError as error:
-        for cause in _causes(error):
-            if isinstance(cause, SharedFailure):
-                raise SharedFailure(str(cause)) from error
-        missing = next((each for each in _causes(error) if isinstance(each, ModuleNotFoundError)), None)
-        reason = one_line(missing or error)
-        raise SharedFailure(f"The workers cannot run: {reason[:500]}") from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__
+        text = str(error)
+        if found := _SHARED_FAILURE.search(text):
+            raise SharedFailure(" ".join(found[1].split())) from error
+        missing = _MISSING_MODULE.search(text)
+        reason = f"they have no module {missing[1]}; every machine needs this package" if missing else text
+        raise SharedFailure(f"The workers cannot run: {' '.join(reason.split())[-500:]}") from error
 
 
 __all__ = ["Job", "Progress"]

@@ -94,7 +94,8 @@ def _document(rows: _Rows, output_format: str) -> bytes:
 def _metadata(row: dict[str, Any], file_name: str) -> str:
     """A line of `metadata.jsonl`."""
     times = {name: row[name] for name in ("start", "end") if row[name] is not None}
-    return json.dumps({"file_name": file_name, "captions": [row["caption"]], **times, "clip_id": row["clip_id"]}) + "\n"
+    line = {"file_name": file_name, "captions": [row["caption"]], **times, "clip_id": row["clip_id"]}
+    return json.dumps(line) + "\n"
 
 
 def _inner(row: dict[str, Any], folder: Path) -> str:
@@ -115,9 +116,7 @@ def _write_links(rows: _Rows, folder: Path) -> None:
         lines = []
         for row in rows:
             if is_remote(row["uri"]):
-                raise ValueError(
-                    f"{row['path']} is not on this machine: --format webdataset copies clips from anywhere."
-                )
+                raise ValueError(f"{row['path']} is on another machine: --format webdataset copies from anywhere.")
             path = Path(local_path(row["uri"]))
             if row["uri"] not in names:
                 names[row["uri"]] = f"clips/{row['clip_id']}{path.suffix}"

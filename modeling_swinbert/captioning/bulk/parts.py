@@ -70,7 +70,7 @@ class Parts:
                 unfinished.unlink()
         if self.names() and self.settings() is None:
             raise ValueError(
-                f"{self.folder} holds parts without the {_SETTINGS} that says how they were made: name another --output."
+                f"{self.folder} holds parts without the {_SETTINGS} that says how they were made: name another."
             )
         return self
 

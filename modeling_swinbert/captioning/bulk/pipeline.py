@@ -241,7 +241,7 @@ def captioned(
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
     calls = max(2, min(_MOST_CALLS_AT_ONCE, math.ceil(_CLIPS_AHEAD / block_rows)))
     return clips.map_batches(
         worker_class,

@@ -4,7 +4,6 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
@@ -33,7 +32,7 @@ class _Serving:
         # Clips that are being fetched, and those that the stream has taken, in their order.
         self._ahead: deque[tuple[int, Request, Future[Fetched]]] = deque()
         self._taken: deque[tuple[int, Fetched]] = deque()
-        self._fetcher = Fetcher(Path(channel.scratch))
+        self._fetcher = Fetcher()
         self._num_fetched = self._num_unfetched = self._num_captioned = 0
 
     def run(self) -> None:
@@ -59,7 +58,7 @@ class _Serving:
         self._ahead.append((number, request, self._fetcher.submit(request)))
 
     def _caption_all(self, captioner: VideoCaptioningPipeline) -> None:
-        """Captions until no clip waits, and then what is left of a batch: nobody may wait for clips that do not come."""
+        """Captions until no clip waits, and then the rest of the batch: nobody may wait for clips that do not come."""
         if self._spec.captioning.get("segments") is None:
             for caption in self._stream(self._clips(), captioner):
                 self._answer([caption])

@@ -1,4 +1,4 @@
-"""What a job is to caption (a folder, a glob, a list on stdin, a manifest, tar shards) -> a table with a row for each clip.
+"""What a job is to caption (a folder, a glob, a list on stdin, a manifest, tar shards) -> a table of clips.
 
 The columns of the table:
 

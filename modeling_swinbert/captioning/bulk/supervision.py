@@ -11,10 +11,8 @@ import itertools
 import os
 import pickle
 import queue
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -80,8 +78,6 @@ class _Process:
 
     def __init__(self, spec: CaptionerSpec, events: queue.SimpleQueue):
         self.is_ready = False
-        # Removed by whoever lives longer: this process, or the child, which notices that its stdin is closed.
-        self._scratch = tempfile.mkdtemp(prefix="swinbert-bulk-")
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(spec.cores),
@@ -95,7 +91,7 @@ class _Process:
             stdout=subprocess.PIPE,
             env=environment,
         )
-        self.send(("load", spec, self._scratch))
+        self.send(("load", spec))
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
     def send(self, message: Any) -> None:
@@ -113,7 +109,6 @@ class _Process:
                 events.put((self, pickle.load(self._child.stdout)))
         except (EOFError, pickle.UnpicklingError):
             code = self._child.wait()
-            shutil.rmtree(self._scratch, ignore_errors=True)
             events.put((self, ("ended", code)))
 
     def kill(self) -> None:
