@@ -4,7 +4,14 @@ import transformers  # noqa: F401  # registers our classes, see swinbert/registr
 
 from .pipeline_swinbert import VideoCaptioningPipeline
 from .processing_swinbert import SwinBertProcessor
-from .video_decoding_swinbert import VideoDecodeError, VideoMetadata, VideoReader, decode_video, sample_indices
+from .video_decoding_swinbert import (
+    VideoDecodeError,
+    VideoMetadata,
+    VideoReader,
+    VideoSegment,
+    decode_video,
+    sample_indices,
+)
 from .video_processing_swinbert import SwinBertVideoProcessor
 from .video_sources_swinbert import VIDEO_SUFFIXES
 
@@ -16,6 +23,7 @@ __all__ = [
     "VideoDecodeError",
     "VideoMetadata",
     "VideoReader",
+    "VideoSegment",
     "decode_video",
     "sample_indices",
 ]

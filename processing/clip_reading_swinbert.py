@@ -25,7 +25,8 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
-from .video_sources_swinbert import VideoDecodeError, as_seconds, is_frame_decoder, is_url
+from .video_decoding_swinbert import VideoReader
+from .video_sources_swinbert import VideoDecodeError, as_seconds, is_frame_decoder, is_segment, is_url
 
 logger = logging.get_logger(__name__)
 
@@ -80,6 +81,22 @@ class CaptionerFamily(ABC):
         Raises:
             VideoDecodeError: the clip cannot be used.
         """
+
+    def open_video(self, video: Any) -> VideoReader:
+        """
+        A reader that decodes as `read` does, for [`VideoSegment`]s, which `read` takes as it takes files.
+
+        Raises:
+            VideoDecodeError: the video cannot be opened, or is no file.
+        """
+        return VideoReader(video, backend=self.video_backend)
+
+    def frame_resizer(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """
+        What `read` does with each frame, (H, W, 3), before anything else, so that frames can wait for it in less
+        memory; `None` if it needs them as they are.
+        """
+        return None
 
     def collate(self, clips: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """
@@ -192,6 +209,18 @@ class SwinBertFamily(CaptionerFamily):
         inputs = dict(self._video_processor(video, return_tensors="pt", return_metadata=True, **sampling))
         return inputs if prompt is None else {**inputs, "input_ids": beginning_of_caption(self._tokenizer, prompt)}
 
+    def open_video(self, video: Any) -> VideoReader:
+        stored = self._video_processor
+        return VideoReader(
+            video,
+            backend=self.video_backend,
+            deinterlace=stored.deinterlace is not False,
+            tone_map=stored.tone_map is not False,
+        )
+
+    def frame_resizer(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        return self._video_processor.frame_resizer()
+
 
 FAMILIES[SwinBertFamily.model_type] = SwinBertFamily
 
@@ -205,7 +234,7 @@ def is_clip(inputs: Any) -> bool:
     if _is_array(inputs):
         return inputs.ndim <= 4
     single = (str, os.PathLike, bytes, bytearray, memoryview, collections.abc.Mapping, Image.Image)
-    return isinstance(inputs, single) or hasattr(inputs, "read") or is_frame_decoder(inputs)
+    return isinstance(inputs, single) or hasattr(inputs, "read") or is_frame_decoder(inputs) or is_segment(inputs)
 
 
 class UnavailableClip:

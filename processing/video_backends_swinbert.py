@@ -158,6 +158,15 @@ def _spans(timeline: VideoTimeline, wanted: np.ndarray, whole_groups: bool = Fal
     return merged
 
 
+def _surroundings(timeline: VideoTimeline, part: range) -> list[tuple[int, int]]:
+    """Runs of packets, as of `_spans`, for the frames `part` with a group of pictures before them."""
+    if len(part) == len(timeline):
+        return [(0, len(timeline.packets) - 1)]
+    (first, last), *more = _spans(timeline, np.asarray(part), whole_groups=True)
+    before = timeline.key_packets[timeline.key_packets < first]
+    return [(int(before[-1]) if len(before) else 0, last), *more]
+
+
 def _transparent_codec(stream: Any) -> Any:
     """A decoder of VP8 or VP9 that returns transparency too, which FFmpeg's own drops; `None` where there is none."""
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
@@ -265,16 +274,16 @@ class StreamDecoder:
             goes_on = to_be_continued and next_first < self._position
             yield from self._decode_packets(last, skip, int(wanted_here[-1]) if goes_on else None)
 
-    def replacements(self, lost: list[int]) -> tuple[dict[int, np.ndarray], int]:
+    def replacements(self, lost: list[int], part: range) -> tuple[dict[int, np.ndarray], int]:
         """
-        Pictures for frames that `frames` did not return, each of the nearest frame that can be decoded, and how many of
-        them are of another frame than the lost one.
+        Pictures for frames that `frames` did not return, each of the nearest frame of `part` that can be decoded, and
+        how many of them are of another frame than the lost one.
 
         Decodes every packet, in one thread: after an error, FFmpeg's frame threads drop good frames too.
         """
         timeline = self.timeline
         skip_none: np.ndarray = np.zeros(len(timeline.packets), bool)
-        everything = [(0, len(timeline.packets) - 1)]
+        everything = _surroundings(timeline, part)
         for spans in (_spans(timeline, np.asarray(lost), whole_groups=True), everything):
             distance: np.ndarray = np.full(len(lost), np.iinfo(np.int64).max)
             nearest: list[np.ndarray | None] = [None] * len(lost)
@@ -282,6 +291,8 @@ class StreamDecoder:
             for first, last in spans:
                 self._restart(first)
                 for number, frame in self._decode_packets(last, skip_none):
+                    if number not in part:
+                        continue
                     away = np.abs(timeline.pts[lost] - timeline.pts[number])
                     nearer = np.flatnonzero(away < distance)
                     if len(nearer) and (picture := self._picture_by_itself(frame)) is not None:
@@ -293,14 +304,22 @@ class StreamDecoder:
             if len(pictures) == len(lost) and (spans is everything or not self._has_blank_frames):
                 replaced = {number for number, away in zip(lost, distance, strict=True) if away}
                 return pictures, len(replaced - {timeline.truncated_frame})
+        num_packets = sum(last - first + 1 for first, last in everything)
         raise VideoDecodeError(
-            self._name, "undecodable", f"expected frames, found {len(skip_none)} packets of which none can be decoded."
+            self._name, "undecodable", f"expected frames, found {num_packets} packets of which none can be decoded."
         )
 
     def picture(self, frame: Any) -> np.ndarray | None:
         """See [`PictureConverter`]; `None` for a frame whose damaged header says what cannot be."""
         try:
             return self.pictures.convert(frame)
+        except (av.error.FFmpegError, ValueError):
+            return None
+
+    def preview(self, frame: Any, width: int) -> np.ndarray | None:
+        """As `picture`, in little time: see [`PictureConverter`]."""
+        try:
+            return self.pictures.preview(frame, width)
         except (av.error.FFmpegError, ValueError):
             return None
 

@@ -6,8 +6,9 @@ The order of work is open -> timeline -> decode: see `video_backends_swinbert.py
 """
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from .video_backends_swinbert import (
     decode_with_torchcodec,
     open_stream,
 )
-from .video_sources_swinbert import VideoDecodeError, describe_source, open_source
+from .video_sources_swinbert import VideoDecodeError, describe_source, is_segment, open_source
 from .video_timeline_swinbert import (
     VideoMetadata,
+    VideoTimeline,
     check_num_frames,
     frame_range,
     sample_indices,
@@ -36,6 +38,8 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 MAX_CLIP_BYTES = 8 << 30
+# Of frames that one segment leaves to the next ones, which overlap it; frames beyond are decoded again.
+_SHARED_BYTES = 128 << 20
 
 
 def header_duration(source: Any, allow_private_urls: bool = False) -> float | None:
@@ -56,15 +60,11 @@ def header_duration(source: Any, allow_private_urls: bool = False) -> float | No
 class _FrameBuffer:
     """Frames (T, H, W, C) that arrive one by one; memory for all is allocated when the first one tells their size."""
 
-    def __init__(self, num_frames: int, transform: Callable[[np.ndarray], np.ndarray] | None):
-        self._num_frames, self._transform = num_frames, transform
+    def __init__(self, num_frames: int):
+        self._num_frames = num_frames
         self._frames: np.ndarray | None = None
-        self.height = self.width = 0  # before the transform
 
     def put(self, position: int, frame: np.ndarray) -> None:
-        self.height, self.width = frame.shape[:2]
-        if self._transform is not None:
-            frame = self._transform(frame)
         if self._frames is None:
             self._frames = np.empty((self._num_frames, *frame.shape), frame.dtype)
         self._frames[position] = frame
@@ -90,6 +90,57 @@ def _checked_indices(name: str, indices: Any, num_available: int) -> np.ndarray:
     return indices.astype(np.int64)
 
 
+def wanted_frames(
+    name: str,
+    timeline: VideoTimeline,
+    part: range,
+    indices: Any,
+    num_frames: int | None,
+    start: float | None,
+    end: float | None,
+) -> np.ndarray:
+    """
+    (T,) numbers of frames, counted from the first of the video.
+
+    Args:
+        name (`str`): the clip, for messages.
+        part (`range`): the frames of the clip.
+        indices, num_frames, start, end: as of [`decode_video`], counted from the first frame of the part.
+    """
+    check_num_frames(name, num_frames)
+    times = timeline.seconds[part.start : part.stop]
+    first, last = frame_range(name, times - times[0], start, end, float(timeline.time_base))
+    if callable(indices):
+        indices = indices(timeline.metadata(part[first], part[last - 1] + 1))
+    elif indices is None:
+        indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
+    return part[first] + _checked_indices(name, indices, last - first)
+
+
+class _SharedFrames:
+    """Frames that one segment of a video leaves to the next ones, up to `_SHARED_BYTES`."""
+
+    def __init__(self) -> None:
+        self._frames: dict[int, np.ndarray] = {}
+        self._num_bytes = 0
+
+    def keep_from(self, first: int) -> None:
+        """Drops what comes before frame `first`."""
+        self._frames = {number: frame for number, frame in self._frames.items() if number >= first}
+        self._num_bytes = sum(frame.nbytes for frame in self._frames.values())
+
+    def put(self, number: int, frame: np.ndarray) -> None:
+        if self._num_bytes + frame.nbytes <= _SHARED_BYTES:
+            self._frames[number] = frame
+            self._num_bytes += frame.nbytes
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._frames
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self._frames[number]
+
+
 class VideoReader:
     """
     A video that stays open while several ranges of it are read.
@@ -110,6 +161,7 @@ class VideoReader:
             the file themselves, for each range.
 
     Attributes:
+        name (`str`): of the video, for messages.
         timeline ([`VideoTimeline`]): when each frame is shown.
         metadata ([`VideoMetadata`]): number of frames, rate and duration of the whole video.
 
@@ -131,18 +183,20 @@ class VideoReader:
             raise ValueError(f"`backend` must be auto, {' or '.join(BACKENDS)}, got {backend!r}.")
         if av is None:
             raise ImportError("Decoding video needs PyAV: pip install av")
-        self._name = describe_source(source)
+        self.name = describe_source(source)
         self._backend = "pyav" if backend == "auto" else backend
         with contextlib.ExitStack() as stack:
             self._media = stack.enter_context(open_source(source, allow_private_urls))
-            self._decoder = StreamDecoder(self._name, self._media, deinterlace, tone_map)
+            self._decoder = StreamDecoder(self.name, self._media, deinterlace, tone_map)
             stack.callback(self._decoder.close)
             self._resources = stack.pop_all()
         self.timeline = self._decoder.timeline
         self.metadata = self.timeline.metadata(0, len(self.timeline))
         self._is_open = True
+        self._shared = _SharedFrames()
+        self._picture_size = 0, 0  # height and width of the latest, before any transform
         for problem in self.timeline.problems:
-            logger.warning(f"{self._name}: {problem}")
+            logger.warning(f"{self.name}: {problem}")
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -166,22 +220,41 @@ class VideoReader:
         transform: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> tuple[np.ndarray, VideoMetadata]:
         """Frames of one range and their metadata: arguments, result and errors as of [`decode_video`]."""
-        wanted = self._wanted_frames(indices, num_frames, start, end)
-        return self._read(wanted, strict, transform, to_be_continued=True)
+        wanted = self._wanted_frames(indices, num_frames, start, end, self._whole)
+        return self._read(wanted, strict, transform, True, self._whole)
+
+    @property
+    def _whole(self) -> range:
+        return range(len(self.timeline))
 
     def _wanted_frames(
-        self, indices: Any, num_frames: int | None, start: float | None, end: float | None
+        self, indices: Any, num_frames: int | None, start: float | None, end: float | None, part: range
     ) -> np.ndarray:
-        """(T,) numbers of frames, counted from the first of the video."""
+        """As `wanted_frames`."""
         if not self._is_open:
-            raise ValueError(f"{self._name}: the reader is closed.")
-        check_num_frames(self._name, num_frames)
-        first, last = frame_range(self._name, self.timeline.seconds, start, end, float(self.timeline.time_base))
-        if callable(indices):
-            indices = indices(self.timeline.metadata(first, last))
-        elif indices is None:
-            indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
-        return first + _checked_indices(self._name, indices, last - first)
+            raise ValueError(f"{self.name}: the reader is closed.")
+        return wanted_frames(self.name, self.timeline, part, indices, num_frames, start, end)
+
+    def preview_frames(
+        self, part: range, width: int
+    ) -> Iterator[tuple[int, np.ndarray, Callable[[], np.ndarray | None]]]:
+        """
+        Decodes a part of the video.
+
+        Args:
+            part: numbers of the frames.
+            width: of the previews; narrower frames keep their own.
+
+        Yields:
+            Of each frame that can be decoded its number; a preview, (H, W, 3) uint8, BGR, as it is stored; and a
+            function that returns the picture as `read` does, or `None` if it cannot, until the next frame is asked for.
+        """
+        if not self._is_open:
+            raise ValueError(f"{self.name}: the reader is closed.")
+        decoder = self._decoder
+        for number, frame in decoder.frames(np.asarray(part), to_be_continued=True):
+            if number in part and (preview := decoder.preview(frame, width)) is not None:
+                yield number, preview, functools.partial(decoder.picture, frame)
 
     def _read(
         self,
@@ -189,65 +262,145 @@ class VideoReader:
         strict: bool,
         transform: Callable[[np.ndarray], np.ndarray] | None,
         to_be_continued: bool,
+        part: range,
+        shared: Collection[int] = (),
     ) -> tuple[np.ndarray, VideoMetadata]:
-        """The frames `wanted`, (T,) numbers in any order, repeats allowed. Called by a public function's own frame."""
+        """
+        The frames `wanted`, (T,) numbers in any order, repeats allowed. Called by a public function's own frame.
+
+        Args:
+            part: where replacements of damaged frames may come from.
+            shared: frames that are kept for later calls.
+        """
         width, height = self._decoder.pictures.size
         if len(wanted) * width * height * 3 > MAX_CLIP_BYTES:
             raise VideoDecodeError(
-                self._name,
+                self.name,
                 "too_large",
                 f"{len(wanted)} frames of {width} x {height} take more than {MAX_CLIP_BYTES >> 30} GiB: ask for fewer"
                 " (`num_frames`) or for a part (`start`, `end`).",
             )
         unique, inverse = np.unique(wanted, return_inverse=True)
-        buffer = _FrameBuffer(len(unique), transform)
-        missing = self._decode(unique, buffer, to_be_continued)
+        buffer = _FrameBuffer(len(unique))
+        missing = self._decode(unique, buffer, transform, to_be_continued, part, shared)
         if missing:
             text = f"{missing} of {len(unique)} wanted frames could not be decoded"
             if strict:
                 raise VideoDecodeError(
-                    self._name, "undecodable", f"{text}; without `strict`, their neighbours replace them."
+                    self.name, "undecodable", f"{text}; without `strict`, their neighbours replace them."
                 )
             # Reported at the line that called `read` or `decode_video`.
-            warnings.warn(f"{self._name}: {text} and were replaced by their nearest neighbours.", stacklevel=3)
+            warnings.warn(f"{self.name}: {text} and were replaced by their nearest neighbours.", stacklevel=3)
         metadata = self.timeline.metadata(0, len(self.timeline))
-        metadata.height, metadata.width = buffer.height, buffer.width
+        metadata.height, metadata.width = self._picture_size
         metadata.video_backend = self._backend
         metadata.frames_indices = wanted.tolist()
         metadata.frame_times = self.timeline.seconds[wanted].tolist()
         metadata.missing_frames = missing
         return (buffer.frames if np.array_equal(unique, wanted) else buffer.frames[inverse]), metadata
 
-    def _decode(self, wanted: np.ndarray, buffer: _FrameBuffer, to_be_continued: bool) -> int:
+    def _decode(
+        self,
+        wanted: np.ndarray,
+        buffer: _FrameBuffer,
+        transform: Callable[[np.ndarray], np.ndarray] | None,
+        to_be_continued: bool,
+        part: range,
+        shared: Collection[int],
+    ) -> int:
         """
         Puts the frames `wanted`, (T,) ascending without repeats, into `buffer`; returns how many of them had to be
         replaced by others.
         """
+
+        def transformed(picture: np.ndarray) -> np.ndarray:
+            self._picture_size = picture.shape[:2]
+            return picture if transform is None else transform(picture)
+
         if self._backend != "pyav" and self._decoder.needs_pyav(wanted):
             logger.warning(
-                f"{self._name}: {self._backend} does not show its frames as they are meant to be seen; PyAV decodes it."
+                f"{self.name}: {self._backend} does not show its frames as they are meant to be seen; PyAV decodes it."
             )
             self._backend = "pyav"
         if self._backend != "pyav":
-            arguments = self._name, self._media, self.timeline, wanted
+            arguments = self.name, self._media, self.timeline, wanted
             by_decord = self._backend == "decord"
             for position, picture in enumerate(
                 decode_with_decord(*arguments)
                 if by_decord
                 else decode_with_torchcodec(*arguments, self._decoder.stream.index)
             ):
-                buffer.put(position, self._decoder.pictures.reshape(picture))
+                buffer.put(position, transformed(self._decoder.pictures.reshape(picture)))
             return 0
         position_of = {int(number): position for position, number in enumerate(wanted)}
-        for number, frame in self._decoder.frames(wanted, to_be_continued):
-            if number in position_of and (picture := self._decoder.picture(frame)) is not None:
-                buffer.put(position_of.pop(number), picture)
-            if not position_of:
+        for number in [number for number in position_of if number in self._shared]:
+            buffer.put(position_of.pop(number), self._shared[number])
+        to_share = {number for number in shared if number not in self._shared}
+        needed = np.array(sorted(to_share.union(position_of)), np.int64)
+        for number, frame in self._decoder.frames(needed, to_be_continued) if position_of else ():
+            if number in position_of or number in to_share:
+                if (picture := self._decoder.picture(frame)) is not None:
+                    picture = transformed(picture)
+                    if number in to_share:
+                        self._shared.put(number, picture)
+                    if number in position_of:
+                        buffer.put(position_of.pop(number), picture)
+                to_share.discard(number)
+            if not position_of and not to_share:
                 return 0
-        pictures, num_replaced = self._decoder.replacements(sorted(position_of))
+        if not position_of:
+            return 0
+        pictures, num_replaced = self._decoder.replacements(sorted(position_of), part)
         for number, picture in pictures.items():
-            buffer.put(position_of[number], picture)
+            buffer.put(position_of[number], transformed(picture))
         return num_replaced
+
+
+class VideoSegment:
+    """
+    A part of an open video, to be read like a file of its own: its first frame has the number 0 and the time 0.
+
+    ```python
+    with VideoReader("film.mkv") as reader:
+        inputs = processor(videos=VideoSegment(reader, range(250, 500)), return_tensors="pt")
+    ```
+
+    Segments of one reader are read one at a time, in ascending order.
+
+    Args:
+        reader ([`VideoReader`]): of the video.
+        part (`range`): numbers of the frames.
+        overlapping (`Sequence[range]`): later segments that begin within this one. What they want of it, if they are
+            read with the same arguments, is decoded with it and kept for them.
+    """
+
+    def __init__(self, reader: VideoReader, part: range, overlapping: Sequence[range] = ()):
+        self.reader, self.part, self.overlapping = reader, part, overlapping
+        self.name = reader.name
+
+    def read_frames(
+        self,
+        *,
+        indices: Sequence[int] | np.ndarray | Callable[[VideoMetadata], Sequence[int] | np.ndarray] | None = None,
+        num_frames: int | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        strict: bool = False,
+        transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, VideoMetadata]:
+        """Frames and metadata: arguments, result and errors as of [`decode_video`]."""
+        reader = self.reader
+        wanted = reader._wanted_frames(indices, num_frames, start, end, self.part)
+        reader._shared.keep_from(self.part.start)
+        later = [reader._wanted_frames(indices, num_frames, start, end, each) for each in self.overlapping]
+        shared = {number for numbers in later for number in numbers.tolist() if number in self.part}
+        frames, metadata = reader._read(wanted, strict, transform, True, self.part, shared)
+        first, timeline = self.part.start, reader.timeline
+        own = timeline.metadata(first, self.part.stop)
+        metadata.total_num_frames, metadata.fps, metadata.duration = own.total_num_frames, own.fps, own.duration
+        metadata.frames_indices = (wanted - first).tolist()
+        metadata.frame_times = (timeline.seconds[wanted] - timeline.seconds[first]).tolist()
+        return frames, metadata
 
 
 def decode_video(
@@ -268,7 +421,8 @@ def decode_video(
     Decodes the wanted frames of a video, and as few others as possible. For several ranges, see [`VideoReader`].
 
     Args:
-        source: path (`str` or `os.PathLike`), http(s) URL, `bytes` or binary file object.
+        source: path (`str` or `os.PathLike`), http(s) URL, `bytes` or binary file object; or a [`VideoSegment`], whose
+            reader has been told how to decode.
         indices (`Sequence[int]` or callable, *optional*): wanted frames, in any order, repeats allowed, counted from
             the first frame of the range. A callable gets the range's `VideoMetadata` (`total_num_frames`, `fps`,
             `duration`) and returns them.
@@ -300,11 +454,15 @@ def decode_video(
         ImportError: the backend is not installed.
     """
     check_num_frames(source, num_frames)
+    if is_segment(source):
+        return source.read_frames(
+            indices=indices, num_frames=num_frames, start=start, end=end, strict=strict, transform=transform
+        )
     with VideoReader(
         source, backend=backend, allow_private_urls=allow_private_urls, deinterlace=deinterlace, tone_map=tone_map
     ) as reader:
-        wanted = reader._wanted_frames(indices, num_frames, start, end)
-        return reader._read(wanted, strict, transform, to_be_continued=False)
+        wanted = reader._wanted_frames(indices, num_frames, start, end, reader._whole)
+        return reader._read(wanted, strict, transform, False, reader._whole)
 
 
 __all__ = [
@@ -312,8 +470,10 @@ __all__ = [
     "VideoDecodeError",
     "VideoMetadata",
     "VideoReader",
+    "VideoSegment",
     "decode_video",
     "frame_range",
     "header_duration",
     "sample_indices",
+    "wanted_frames",
 ]

@@ -144,7 +144,7 @@ class PictureConverter:
 
     def __init__(self, name: str, stream: Any, max_pixels: int, tone_map: bool = True):
         self._name = name
-        self._reformatter = VideoReformatter()
+        self._reformatter, self._previews = VideoReformatter(), VideoReformatter()
         self._orientation: tuple[bool, bool, bool] | None = None
         context = stream.codec_context
         self._tone_map = tone_map
@@ -207,6 +207,13 @@ class PictureConverter:
         orientation = self._read_orientation(frame)
         picture = self._to_rgb(frame, self.size[0] or self._shown_width(frame.width), self.size[1] or frame.height)
         return _orient(picture, orientation) if any(orientation) else picture
+
+    def preview(self, frame: Any, width: int) -> np.ndarray:
+        """(H, W, 3) BGR of at most this width, as it is stored, without tone mapping."""
+        width = min(width, frame.width)
+        height = max(1, round(frame.height * width / frame.width))
+        reduced = self._previews.reformat(frame, format="bgr24", width=width, height=height, **_REFORMAT_ARGUMENTS)
+        return reduced.to_ndarray()
 
     def _to_rgb(self, frame: Any, width: int, height: int) -> np.ndarray:
         if self._transfer in HDR_TRANSFERS and self._tone_map:

@@ -205,7 +205,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         clips = _split(videos)
         starts, ends = (_one_each(videos, key, kwargs.pop(key, None), len(clips)) for key in ("start", "end"))
         known = _one_metadata_each(kwargs.pop("video_metadata", None), len(clips))
-        resize = self._frame_resizer(**kwargs)
+        resize = self.frame_resizer(**kwargs)
         frames, metadata = [], []
         for number, (clip, start, end, about) in enumerate(zip(clips, starts, ends, known, strict=True)):
             try:
@@ -325,7 +325,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
             return _pillow_resize(image, new_size, PILImageResampling.BILINEAR if resample is None else resample)
         return super().resize(image, SizeDict(height=new_size[0], width=new_size[1]), resample=resample, **kwargs)
 
-    def _frame_resizer(
+    def frame_resizer(
         self, do_resize: bool | None = None, size: Any = None, resample: Any = None, device: Any = None, **kwargs
     ) -> Callable[[np.ndarray], np.ndarray] | None:
         """

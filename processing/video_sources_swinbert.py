@@ -72,7 +72,7 @@ def describe_source(source: Any) -> str:
         return name
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"<{len(source)} bytes>"
-    if hasattr(source, "read"):
+    if hasattr(source, "read") or is_segment(source):
         name = getattr(source, "name", None)
         return name if isinstance(name, str) else f"<{type(source).__name__}>"
     if hasattr(source, "shape") and hasattr(source, "dtype"):
@@ -81,12 +81,18 @@ def describe_source(source: Any) -> str:
 
 
 def is_encoded_source(source: Any) -> bool:
-    """Whether `source` is a video file (path, URL, bytes, file object) and not decoded frames."""
+    """Whether `source` is a video file (path, URL, bytes, file object), or a part of one, and not decoded frames."""
     return (
         isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview))
         or hasattr(source, "read")
+        or is_segment(source)
         or _is_record(_as_record(source))
     )
+
+
+def is_segment(source: Any) -> bool:
+    """Whether `source` is a part of a video that is open already, such as a [`VideoSegment`]."""
+    return hasattr(source, "read_frames")
 
 
 def is_frame_decoder(source: Any) -> bool:
@@ -464,6 +470,7 @@ __all__ = [
     "is_content",
     "is_encoded_source",
     "is_frame_decoder",
+    "is_segment",
     "is_url",
     "open_source",
 ]

@@ -200,6 +200,11 @@ class VideoTimeline:
         """(F,) seconds from the first frame."""
         return (self.pts - self.pts[0]) * float(self.time_base)
 
+    def time_of(self, frame: int) -> float:
+        """Seconds from the first frame to a frame or, for the number of frames, to the end of the last one."""
+        pts = self.end_pts if frame == len(self) else int(self.pts[frame])
+        return float((pts - int(self.pts[0])) * self.time_base)  # exact until it is rounded
+
     @cached_property
     def key_packets(self) -> np.ndarray:
         """Ascending numbers of the packets at which decoding can begin."""

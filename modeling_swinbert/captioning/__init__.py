@@ -17,15 +17,18 @@ __all__ = [
     "CaptionStream",
     "Clip",
     "LoadingError",
+    "Segmentation",
     "captions",
     "find_clips",
     "load_captioner",
+    "merge_segments",
 ]
 
 if TYPE_CHECKING:
     from swinbert.captioning.caption import Alternative, Caption, CaptionStream, Clip, captions
     from swinbert.captioning.clips import find_clips
     from swinbert.captioning.loading import LoadingError, load_captioner
+    from swinbert.captioning.segments import Segmentation, merge_segments
 else:
     # The modules of the names above need torch: each is imported when one of its names is first used, so that what
     # needs no model (`bulk`: the process that hands out the clips, those that watch over workers) stays small.
@@ -33,6 +36,7 @@ else:
         **dict.fromkeys(("Alternative", "Caption", "CaptionStream", "Clip", "captions"), "caption"),
         "find_clips": "clips",
         **dict.fromkeys(("LoadingError", "load_captioner"), "loading"),
+        **dict.fromkeys(("Segmentation", "merge_segments"), "segments"),
     }
 
     def __getattr__(name: str) -> Any:

@@ -2,10 +2,11 @@
 
 import collections.abc
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from swinbert.captioning.batching import Batching, MeasuredBatching
+from swinbert.captioning.films import FilmSegment, read_segments
+from swinbert.captioning.scenes import adaptive_detector
+from swinbert.captioning.segments import Segmentation
 from swinbert.captioning.settings import caption_settings
 from swinbert.processing.clip_reading_swinbert import (
     CaptionerFamily,
@@ -66,11 +70,11 @@ class Alternative(NamedTuple):
 @dataclass(frozen=True)
 class Caption:
     """
-    The result of captioning a clip: `text` and `score`, or `error`.
+    The result of captioning a clip, or a segment of a film: `text` and `score`, or `error`.
 
     Args:
         clip: name of the clip.
-        start, end: the part that was asked for, in seconds.
+        start, end: the part that was asked for, or the segment, in seconds.
         text: the best caption; `None` if the clip could not be captioned.
         score: see [`VideoCaptioningPipeline`].
         error: why there is no caption, in one line.
@@ -131,6 +135,8 @@ class CaptionStream:
         num_workers: int = 0,
         only: Sequence[int] | None = None,
         seed: int | None = None,
+        segments: Segmentation | float | str | None = None,
+        is_done: Callable[[Clip], bool] | None = None,
         **generation: Any,
     ):
         is_sequence = isinstance(clips, collections.abc.Sized) and hasattr(clips, "__getitem__")
@@ -141,6 +147,8 @@ class CaptionStream:
             )
         if num_workers and batch_size == "auto":
             raise ValueError("Workers cut batches before any is measured: give `batch_size` a number.")
+        if num_workers and segments is not None:
+            raise ValueError("Workers read whole clips: leave `num_workers` out where films are cut into segments.")
         self.clips = FetchedClips(clips) if is_sequence else without_decoding(clips)
         self.captioner = captioner
         self.batch_size = batch_size
@@ -148,12 +156,18 @@ class CaptionStream:
         self.num_workers = num_workers
         self.only = only
         self.seed = seed
+        self.segmentation = None if segments is None else Segmentation.of(segments)
+        if self.segmentation is not None and self.segmentation.scenes:
+            adaptive_detector()  # if it is missing, no film can be cut
+        self.is_done = is_done or (lambda segment: False)
         self.generation = generation
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """All that decides a caption, and nothing of how it is computed: see `caption_settings`."""
         settings = caption_settings(self.captioner, **self.generation)
+        if self.segmentation is not None:
+            settings["segments"] = self.segmentation.settings
         return settings if self.seed is None else {**settings, "seed": self.seed}
 
     def __iter__(self) -> Iterator[Caption]:
@@ -173,8 +187,15 @@ class CaptionStream:
 
     def _batches_in_threads(self, batching: Batching) -> Iterator[list[_ReadClip]]:
         takes_turns = self.captioner.device.type == "cpu" and torch.get_num_threads() >= len(available_cores())
+        reads: Iterable[_ReadClip]
+        if self.segmentation is None:
+            reads = ReadAhead(self._items(), self._reader.read_item, batching.largest, takes_turns=takes_turns)
+        else:
+            reads = self._read_films(self.segmentation)
+            if not takes_turns:  # one thread reads on while the model works
+                reads = ReadAhead(reads, lambda read: read, batching.largest)
         batch: list[_ReadClip] = []
-        for read in ReadAhead(self._items(), self._reader.read_item, batching.largest, takes_turns=takes_turns):
+        for read in reads:
             batch.append(read)
             # Not when the next clip arrives: that one may follow from this caption.
             if len(batch) >= (read.batch_length or batching.batch_size):
@@ -186,14 +207,31 @@ class CaptionStream:
     def _items(self) -> Iterator[dict[str, Any]]:
         """Each clip and the length of its batch; `video` is where [`ReadAhead`] looks for URLs."""
         if self.only is None or self.batch_size == "auto":
-            chosen = self.clips if self.only is None else (self.clips[number] for number in self.only)  # type: ignore[index]
-            for clip in map(_as_clip, chosen):
+            for clip in self._chosen_clips():
                 yield {"video": clip.video, "clip": clip, "batch_length": None}
             return
         for batch in self._chosen_batches():
             for number in batch:
                 clip = _as_clip(self.clips[number])  # type: ignore[index]
                 yield {"video": clip.video, "clip": clip, "batch_length": len(batch)}
+
+    def _chosen_clips(self) -> Iterator[Clip]:
+        return map(_as_clip, self.clips if self.only is None else (self.clips[number] for number in self.only))  # type: ignore[index]
+
+    def _read_films(self, segmentation: Segmentation) -> Iterator[_ReadClip]:
+        """The segments of each film that are to be captioned, in batches that do not depend on what is left out."""
+        number = num_left_out = 0  # segments before this one, and those left out of its batch
+        for clip in self._chosen_clips():
+            for read in self._reader.read_film(clip, segmentation, self.is_done):
+                if self.batch_size != "auto" and number % self.batch_size == 0:
+                    num_left_out = 0
+                number += 1
+                if read is None:
+                    num_left_out += 1
+                elif self.batch_size == "auto":
+                    yield read
+                else:
+                    yield dataclasses.replace(read, batch_length=self.batch_size - num_left_out)
 
     def _batches_in_workers(self) -> Iterator[list[_ReadClip]]:
         return iter(
@@ -277,19 +315,20 @@ def captions(
     num_workers: int = 0,
     only: Sequence[int] | None = None,
     seed: int | None = None,
+    segments: Segmentation | float | str | None = None,
+    is_done: Callable[[Clip], bool] | None = None,
     **generation: Any,
 ) -> CaptionStream:
     """
-    Captions of clips, one for each, in their order.
+    Captions of clips, or of the segments of films, one for each, in their order.
 
     ```python
     for caption in captions(["a.mp4", "b.mp4"], load_captioner("moving-shapes")):
         print(caption.clip, caption.text, caption.score, caption.error)
     ```
 
-    Clips are read ahead of the model. If a clip cannot be captioned, its `Caption` has an `error`, and the stream
-    continues with the next clip. A batch that the model cannot process, for example for lack of memory, is repeated
-    clip by clip.
+    Clips are read ahead of the model. A clip that cannot be captioned is a `Caption` with an `error`. A batch that the
+    model cannot process, for example for lack of memory, is repeated clip by clip.
 
     Args:
         clips: [`Clip`]s, or what a pipeline takes as one clip; a list, a generator, or anything with a length and
@@ -305,10 +344,14 @@ def captions(
             that a caption does not depend on where an earlier run ended.
         seed: with `do_sample=True`, makes the caption of a clip depend on the seed, the file's name and its range
             alone. The model then gets one clip at a time.
+        segments: caption the segments of each clip: seconds of a window, `"scenes"`, or a [`Segmentation`]. A segment
+            that cannot be read is a `Caption` with an error, and so is a film of which none can.
+        is_done: called with each segment, a `Clip` without its video: whether to leave it out.
         generation: arguments of `generate()`, on top of the captioner's.
 
     Raises:
-        ValueError: `num_workers` or `only` for clips without a length; `num_workers` with `batch_size="auto"`.
+        ValueError: arguments that exclude each other; `num_workers` or `only` for clips without a length.
+        ImportError: scenes need an extra.
         RuntimeError: while iterating, a worker process died.
     """
     return CaptionStream(
@@ -319,6 +362,8 @@ def captions(
         num_workers=num_workers,
         only=only,
         seed=seed,
+        segments=segments,
+        is_done=is_done,
         **generation,
     )
 
@@ -346,17 +391,66 @@ class _Reader:
         return self.read(item["clip"], item["batch_length"])
 
     def read(self, clip: Clip, batch_length: int | None) -> _ReadClip:
-        without_video = Clip(None, clip.start, clip.end, clip.name, clip.error)
+        without_video = dataclasses.replace(clip, video=None)
         if clip.error is not None:
             return _ReadClip(without_video, {"error": [clip.error]}, batch_length, error_kind="not_found")
-        duration = error_kind = None
         try:
             source = {"video": clip.video, "start": clip.start, "end": clip.end}
             inputs = read_clip(self.family, source, **self.sampling)
-            (duration,) = inputs["duration"]
+            return _ReadClip(without_video, inputs, batch_length, *inputs["duration"])
         except Exception as error:  # of any kind: it concerns this clip alone
-            inputs, error_kind = {"error": [one_line(error)]}, _error_kind(error)
-        return _ReadClip(without_video, inputs, batch_length, duration, error_kind)
+            return _failed(without_video, error, batch_length)
+
+    def read_film(
+        self, film: Clip, segmentation: Segmentation, is_done: Callable[[Clip], bool]
+    ) -> Iterator[_ReadClip | None]:
+        """
+        The segments of a film, `None` for those that are done. Of a film without a readable segment there is one
+        failure, in the place of all.
+        """
+        if film.error is not None:
+            yield self.read(film, None)
+            return
+        failures, any_readable = [], False
+        rest = Clip(None, film.start, film.end, film.name)  # what is still to be read
+        try:
+            start, end = (
+                self.sampling.get(bound) if getattr(film, bound) is None else getattr(film, bound)
+                for bound in ("start", "end")
+            )
+            for segment in read_segments(self.family, film.video, segmentation, start, end):
+                clip = Clip(None, segment.start, segment.end, film.name)
+                if is_done(clip):
+                    read = None
+                else:
+                    read = self._read_segment(clip, segment)
+                    if not any_readable and read.error_kind is not None:
+                        failures.append(read)
+                        continue
+                any_readable, rest = True, dataclasses.replace(rest, start=segment.end)
+                yield from failures
+                failures.clear()
+                yield read
+        except Exception as error:
+            yield _failed(rest, error)
+            return
+        if failures:
+            first, count = failures[0], len(failures)
+            (reason,) = first.inputs["error"]
+            reason = reason if count == 1 else f"none of its {count} segments can be read; the first: {reason}"
+            yield dataclasses.replace(first, clip=rest, inputs={"error": [reason]})
+
+    def _read_segment(self, clip: Clip, segment: FilmSegment) -> _ReadClip:
+        sampling = {name: value for name, value in self.sampling.items() if name not in ("start", "end")}
+        try:
+            inputs = read_clip(self.family, segment.video, **sampling)
+            return _ReadClip(clip, inputs, None, segment.duration)
+        except Exception as error:
+            return dataclasses.replace(_failed(clip, error), duration=segment.duration)
+
+
+def _failed(clip: Clip, error: Exception, batch_length: int | None = None) -> _ReadClip:
+    return _ReadClip(clip, {"error": [one_line(error)]}, batch_length, error_kind=_error_kind(error))
 
 
 class _ClipDataset(Dataset):

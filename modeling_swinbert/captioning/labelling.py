@@ -1,24 +1,30 @@
 """Captioning a collection of clips into files: what is done already, duplicates, failures, and a summary."""
 
 import contextlib
+import dataclasses
+import itertools
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from swinbert.captioning.caption import Alternative, Caption, Clip, captions
 from swinbert.captioning.journal import CaptionJournal, rounded
+from swinbert.captioning.segments import Segmentation, merge_segments
 from swinbert.captioning.writers import (
+    ActivityNetWriter,
     MetadataWriter,
     Row,
     beside,
     beside_document,
     check_stems,
+    check_video_ids,
     make_writer,
     one_line_text,
+    period,
     read_beside,
     write_text,
 )
@@ -68,6 +74,8 @@ class Destination:
         if isinstance(writer, MetadataWriter):
             for name in readable:
                 writer.file_name(name)
+        if isinstance(writer, ActivityNetWriter):
+            check_video_ids(readable)
         if self.write_beside:
             check_stems(readable, self.write_beside)
         if self.output is not None:
@@ -93,9 +101,15 @@ class Destination:
 
 @dataclass
 class Summary:
-    """Counts of a run, for the line at its end."""
+    """
+    Counts of a run, for the line at its end.
 
-    num_clips: int
+    Args:
+        unit: what is captioned: `"clip"`, or `"segment"` of a film.
+    """
+
+    unit: str = "clip"
+    num_clips: int = 0
     num_before: int = 0
     seconds: float = 0.0
     num_captioned: int = 0
@@ -105,21 +119,25 @@ class Summary:
     failed: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
 
-    def count(self, row: Row) -> None:
-        if row.caption.text is None:
-            self.fail(row.caption.clip, row.caption.error_kind or "unknown")
-            return
-        self.num_captioned += 1
+    def count(self, caption: Caption, name: str) -> None:
+        """Counts what the model, or an earlier run, returned for a clip or segment, which `name` tells from others."""
+        self.num_clips += 1
+        if caption.text is None:
+            self.fail(name, caption.error_kind or "unknown")
+        else:
+            self.num_captioned += 1
+            self.texts.add(caption.text)
+
+    def count_row(self, row: Row) -> None:
         self.num_duplicates += row.duplicate_of is not None
         self.num_rejected += row.rejected is not None
-        self.texts.add(row.caption.text)
 
-    def fail(self, clip: str, kind: str) -> None:
+    def fail(self, name: str, kind: str) -> None:
         self.failures[kind] += 1
-        self.failed.add(clip)
+        self.failed.add(name)
 
     def __str__(self) -> str:
-        parts = [f"{self.num_clips} clips", f"{self.num_captioned} captioned"]
+        parts = [f"{self.num_clips} {self.unit}s", f"{self.num_captioned} captioned"]
         if self.num_before:
             parts.append(f"{self.num_before} of them in an earlier run")
         kinds = ", ".join(f"{kind} {number}" for kind, number in self.failures.most_common())
@@ -130,7 +148,7 @@ class Summary:
         if self.num_rejected:
             parts.append(f"{self.num_rejected} with a low score")
         if num_now := self.num_clips - self.num_before:
-            parts.append(f"{self.seconds / num_now:.3g} s a clip")
+            parts.append(f"{self.seconds / num_now:.3g} s a {self.unit}")
         return ", ".join(parts) + "."
 
 
@@ -149,13 +167,26 @@ class Labelling:
     Args:
         clips: a clip that is named twice is captioned once if anything is written to files.
         report: called with messages for the user.
+        segments: take clips for films, and caption their segments.
+        merge: join neighbouring segments of the same caption; what they were is kept in the journal.
+        similarity: see `merge_segments`.
 
     Raises:
         ValueError, OSError: see `Destination.check`.
     """
 
-    def __init__(self, clips: Sequence[Clip], destination: Destination, report: Callable[[str], None] = print):
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        destination: Destination,
+        report: Callable[[str], None] = print,
+        *,
+        segments: Segmentation | None = None,
+        merge: bool = True,
+        similarity: float | None = None,
+    ):
         self.destination, self.report = destination, report
+        self.segments, self.merge, self.similarity = segments, merge, similarity
         if destination.output is not None or destination.write_beside:
             unique: dict[Any, Clip] = {}
             for clip in clips:
@@ -188,32 +219,49 @@ class Labelling:
         Args:
             captioner: `None` if no clip is readable.
             show: called for each clip with its lines for stdout, or `None`.
-            only_caption: text is the caption alone, without the clip's name.
+            only_caption: text is without the clip's name.
             captioning: arguments of `captions`.
 
         Raises:
             ValueError: `output` holds captions made with other settings; files beside clips would be replaced.
             OSError: a file cannot be written, or another process writes it.
         """
-        summary, output = Summary(len(self.clips)), self.destination.output
-        writer = make_writer(self.destination.output_format, output, only_caption)
+        is_film = self.segments is not None
+        summary, output = Summary("segment" if is_film else "clip"), self.destination.output
+        writer = make_writer(self.destination.output_format, output, only_caption, with_times=is_film)
         header, rows = writer.header, []
         start = time.perf_counter()
         with self._resumable(), contextlib.ExitStack() as stack:
-            for caption in self._captions(captioner, captioning, summary, stack):
-                row = self._judged(caption)
+            made = self._captions(captioner, {**captioning, "segments": self.segments}, summary, stack)
+            for row in self._with_files_beside(map(self._judged, self._merged(made, summary)), summary):
                 rows.append(row)
-                summary.count(row)
-                if row.caption.error is not None:
-                    self.report(f"{row.caption.clip}: {row.caption.error}")
-                self._write_beside(row, summary)
+                summary.count_row(row)
                 lines = "" if output is not None else writer.row(row)
                 show((header + lines).removesuffix("\n") if lines else None)
                 header = "" if lines else header
             summary.seconds = time.perf_counter() - start
             if output is not None and captioner is not None:
                 write_text(output, writer.document(rows))
+            elif output is None and writer.is_one_document:
+                show(writer.document(rows).removesuffix("\n"))
         return summary
+
+    def _merged(self, captions: Iterable[Caption], summary: Summary) -> Iterator[Caption]:
+        """Counts and reports what the model returned, and joins neighbouring segments."""
+
+        def counted() -> Iterator[Caption]:
+            for caption in captions:
+                is_segment = self.segments is not None and caption.end is not None
+                name = f"{caption.clip}, {period(caption)}" if is_segment else caption.clip
+                summary.count(caption, name)
+                if caption.error is not None:
+                    self.report(f"{name}: {caption.error}")
+                yield caption
+
+        if self.segments is None or not self.merge:
+            return counted()
+        merged = merge_segments(counted(), self.similarity)
+        return (dataclasses.replace(caption, score=rounded(caption.score)) for caption in merged)
 
     @contextlib.contextmanager
     def _resumable(self) -> Iterator[None]:
@@ -250,10 +298,28 @@ class Labelling:
         journal = stack.enter_context(CaptionJournal(folder, settings, output, self.destination.overwrite))
         pending = self._pending(journal)
         others = self._others(journal)
-        summary.num_before = len(self.clips) + len(others) - len(pending)
-        summary.num_clips = len(self.clips) + len(others)
+        named = {self._relative(clip.name) for clip in self.clips}
+        before = [line for line in journal.lines.values() if line["file"] in named and "segments" not in line]
+        summary.num_before = len(before) + len(others)
         if summary.num_before:
-            self.report(f"{summary.num_before} of {summary.num_clips} clips have their captions for {output} already.")
+            done = (
+                f"{summary.num_before} segments"
+                if self.segments
+                else (f"{summary.num_before} of {len(self.clips) + len(others)} clips")
+            )
+            self.report(f"{done} have their captions for {output} already.")
+        of_clips = self._of_clips if self.segments is None else self._of_films
+        yield from of_clips(journal, pending, captioner, captioning)
+        yield from map(_caption, others)
+
+    def _of_clips(
+        self,
+        journal: CaptionJournal,
+        pending: list[int],
+        captioner: VideoCaptioningPipeline,
+        captioning: dict[str, Any],
+    ) -> Iterator[Caption]:
+        """The caption of each clip: those that the journal lacks are made, and written there."""
         stream = iter(captions(self.clips, captioner, only=pending, **captioning))
         remaining = set(pending)
         for number, clip in enumerate(self.clips):
@@ -261,20 +327,67 @@ class Labelling:
             if number in remaining:
                 journal.append([_line(name, self._relative(clip.name), next(stream))])
             yield _caption({**journal.lines[name], "path": clip.name})
-        yield from map(_caption, others)
+
+    def _of_films(
+        self,
+        journal: CaptionJournal,
+        pending: list[int],
+        captioner: VideoCaptioningPipeline,
+        captioning: dict[str, Any],
+    ) -> Iterator[Caption]:
+        """
+        The captions of each film's segments, in the order of time. At the end of a film the journal gets a line with
+        the number of its segments, so that a later run need not open it.
+        """
+
+        def is_done(segment: Clip) -> bool:
+            return self._id(segment) in journal.lines
+
+        done: dict[str, list[Caption]] = {}
+        for line in journal.lines.values():
+            if "segments" not in line:
+                done.setdefault(line["file"], []).append(_caption(line))
+        stream = iter(captions(self.clips, captioner, only=pending, is_done=is_done, **captioning))
+        caption, remaining = next(stream, None), set(pending)
+        for number, film in enumerate(self.clips):
+            file, num_segments = self._relative(film.name), 0
+            before = deque(sorted(done.pop(file, []), key=lambda each: each.start or 0.0))
+            while before or (number in remaining and caption is not None and caption.clip == film.name):
+                num_segments += 1
+                if before and (
+                    caption is None or caption.clip != film.name or (before[0].start or 0.0) < (caption.start or 0.0)
+                ):
+                    yield dataclasses.replace(before.popleft(), clip=film.name)
+                    continue
+                assert caption is not None
+                name = self._id(Clip(None, caption.start, caption.end, film.name))
+                journal.append([_line(name, file, caption)])
+                yield _caption(journal.lines[name])
+                caption = next(stream, None)
+            if number in remaining and film.error is None and self._id(film) not in journal.lines:
+                end = _line(self._id(film), file, Caption(film.name, film.start, film.end))
+                journal.append([{**end, "segments": num_segments}])
 
     def _pending(self, journal: CaptionJournal) -> list[int]:
-        """Numbers of the clips to caption: new ones, those that failed, and those whose file has changed."""
-        done = {name for name, line in journal.lines.items() if line["caption"] is not None}
-        clips = {self._id(clip): clip for clip in self.clips}
+        """
+        Numbers of the clips to caption: new ones, those that failed, of which not all segments are done, and whose file
+        has changed.
+        """
+        lines = journal.lines.values()
+        done = {line["file"] for line in lines if line["caption"] is not None}
+        failed = {line["file"] for line in lines if line["caption"] is None and "segments" not in line}
+        clips = {self._relative(clip.name): clip for clip in self.clips}
 
         def is_outdated(line: dict[str, Any]) -> bool:
-            clip = clips.get(line["id"])
-            return line["caption"] is None or clip is not None and line["size"] != _file_size(clip.name)
+            clip = clips.get(line["file"])
+            if clip is not None and line["size"] != _file_size(clip.name):
+                return True
+            return line["caption"] is None and ("segments" not in line or line["file"] in failed)
 
         journal.remove(is_outdated)
         pending = [number for number, clip in enumerate(self.clips) if self._id(clip) not in journal.lines]
-        self._outdated = {self.clips[number].name for number in pending if self._id(self.clips[number]) in done}
+        names = [self.clips[number].name for number in pending]
+        self._outdated = {name for name in names if self._relative(name) in done}
         strange = [
             str(file)
             for number in pending
@@ -291,12 +404,14 @@ class Labelling:
 
     def _others(self, journal: CaptionJournal) -> list[dict[str, Any]]:
         """Lines of clips that were captioned into the same output before, are not named now, and still exist."""
-        named = set(map(self._id, self.clips))
+        named = {self._relative(clip.name) for clip in self.clips}
         folder = journal.folder.parent
         others = [
             line
-            for name, line in journal.lines.items()
-            if name not in named and (is_url(line["file"]) or (folder / line["file"]).exists())
+            for line in journal.lines.values()
+            if line["file"] not in named
+            and "segments" not in line
+            and (is_url(line["file"]) or (folder / line["file"]).exists())
         ]
         writer = make_writer(self.destination.output_format, self.destination.output)
         if others and writer.is_of_one_video:
@@ -318,7 +433,7 @@ class Labelling:
 
     def _id(self, clip: Clip) -> str:
         """The relative path and, as in a media fragment URI, the range."""
-        times = ["" if each is None else f"{each:g}" for each in (clip.start, clip.end)]
+        times = ["" if each is None else f"{round(each, 6):.15g}" for each in (clip.start, clip.end)]
         return self._relative(clip.name) + ("" if times == ["", ""] else f"#t={','.join(times)}")
 
     # --- What becomes of a caption ------------------------------------------------------------------------------------
@@ -334,19 +449,33 @@ class Labelling:
             return Row(caption, duplicate_of=None if first == caption.clip else first)
         return Row(caption)
 
-    def _write_beside(self, row: Row, summary: Summary) -> None:
-        if not row.text:
+    def _with_files_beside(self, rows: Iterable[Row], summary: Summary) -> Iterator[Row]:
+        """The rows, after whose clip, or after the last of whose film, the files beside it are written."""
+        for _, rows_of_clip in itertools.groupby(rows, key=lambda row: row.caption.clip):
+            of_film = []
+            for row in rows_of_clip:
+                if self.segments is None:
+                    self._write_beside([row], summary)
+                else:
+                    of_film.append(row)
+                yield row
+            self._write_beside(of_film, summary)
+
+    def _write_beside(self, rows: list[Row], summary: Summary) -> None:
+        """Files beside the clip to which the rows belong."""
+        rows = [row for row in rows if row.text]
+        if not rows:
             return
-        name = row.caption.clip
-        may_replace = self.destination.overwrite or name in self._outdated
+        caption = rows[0].caption
+        may_replace = self.destination.overwrite or caption.clip in self._outdated
         for kind in self.destination.write_beside:
             try:
-                file = beside(name, kind)
+                file = beside(caption.clip, kind)
                 if may_replace or not file.exists():
-                    write_text(file, beside_document(kind, [row]))
+                    write_text(file, beside_document(kind, rows, with_times=self.segments is not None))
             except (OSError, ValueError) as error:
-                self.report(f"{name}: {one_line(error)}")
-                summary.fail(name, "not_written")
+                self.report(f"{caption.clip}: {one_line(error)}")
+                summary.fail(caption.clip, "not_written")
 
     def _files_beside(self, clip: Clip) -> list[Path]:
         return [] if is_url(clip.name) else [beside(clip.name, kind) for kind in self.destination.write_beside]

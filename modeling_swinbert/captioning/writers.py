@@ -1,4 +1,4 @@
-"""Captions -> text, JSON lines, CSV, subtitles, the metadata of a dataset, and files beside the clips."""
+"""Captions -> text, JSON, CSV, subtitles, the metadata of a dataset, and files beside the clips."""
 
 import csv
 import html
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from swinbert.captioning.caption import Caption
 from swinbert.processing.video_sources_swinbert import is_url
@@ -55,6 +56,8 @@ class CaptionWriter(ABC):
     header = ""
     # Whether a file of this format belongs to one video.
     is_of_one_video = False
+    # Whether the file consists of more than its rows, so that it is written once all captions are known.
+    is_one_document = False
 
     @abstractmethod
     def row(self, row: Row) -> str:
@@ -65,15 +68,28 @@ class CaptionWriter(ABC):
 
 
 class TextWriter(CaptionWriter):
-    """CLIP, a tab and the caption; or the caption alone."""
+    """
+    CLIP, a tab and the caption, of a segment with its times.
 
-    def __init__(self, only_caption: bool = False):
-        self._only_caption = only_caption
+    Args:
+        only_caption: leave out CLIP.
+        with_times: captions are of segments.
+    """
+
+    def __init__(self, only_caption: bool = False, with_times: bool = False):
+        self._only_caption, self._with_times = only_caption, with_times
 
     def row(self, row: Row) -> str:
         if row.text is None:
             return ""
-        return f"{row.text}\n" if self._only_caption else f"{escaped_name(row.caption.clip)}\t{row.text}\n"
+        text = f"{period(row.caption)}  {row.text}" if self._with_times else row.text
+        return f"{text}\n" if self._only_caption else f"{escaped_name(row.caption.clip)}\t{text}\n"
+
+
+def period(caption: Caption) -> str:
+    """When a segment is shown: `00:01:05.20 - 00:01:12.44`."""
+    begin, end = _cue_range(caption)
+    return f"{_time(begin, '.', 2)} - {_time(end, '.', 2)}"
 
 
 def escaped_name(name: str) -> str:
@@ -174,10 +190,11 @@ def _cue_range(caption: Caption) -> tuple[float, float]:
     return begin, max(min(ends), begin + 0.001)
 
 
-def _time(seconds: float, decimal_mark: str) -> str:
+def _time(seconds: float, decimal_mark: str, digits: int = 3) -> str:
     """`HH:MM:SS,mmm`; more than two digits for 100 hours and more."""
-    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{decimal_mark}{milliseconds % 1000:03d}"
+    whole, fraction = divmod(round(seconds * 10**digits), 10**digits)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours:02d}:{minutes:02d}:{whole % 60:02d}{decimal_mark}{fraction:0{digits}d}"
 
 
 class MetadataWriter(CaptionWriter):
@@ -217,15 +234,56 @@ class MetadataWriter(CaptionWriter):
         return relative
 
 
-def make_writer(output_format: str, output: Path | None = None, only_caption: bool = False) -> CaptionWriter:
+class ActivityNetWriter(CaptionWriter):
+    """
+    A file of results of dense captioning, as the evaluation of ActivityNet Captions reads it: `{"results": {video:
+    [{"sentence", "timestamp"}]}}`. A video is called by its file's name without the suffix.
+    """
+
+    is_one_document = True
+
+    def row(self, row: Row) -> str:
+        return ""
+
+    def document(self, rows: Iterable[Row]) -> str:
+        results: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            sentences = results.setdefault(video_id(row.caption.clip), [])
+            if row.text:
+                sentences.append({"sentence": row.text, "timestamp": list(_cue_range(row.caption))})
+        values = {"version": "VERSION 1.0", "results": results, "external_data": {"used": False, "details": ""}}
+        return json.dumps(values, indent=2) + "\n"
+
+
+def video_id(clip: str) -> str:
+    """The name of a clip's file without the suffix."""
+    return Path(urlsplit(clip).path if is_url(clip) else clip).stem
+
+
+def check_video_ids(clips: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: two clips have one name without the suffix.
+    """
+    owners: dict[str, str] = {}
+    for clip in clips:
+        owner = owners.setdefault(video_id(clip), clip)
+        if owner != clip:
+            raise ValueError(f"{owner} and {clip} would both be called {video_id(clip)}: caption them separately.")
+
+
+def make_writer(
+    output_format: str, output: Path | None = None, only_caption: bool = False, with_times: bool = False
+) -> CaptionWriter:
     """
     Args:
-        output_format: text, jsonl, csv, srt, vtt or metadata.
+        output_format: text, jsonl, csv, srt, vtt, metadata or activitynet.
         output: the file; `None` for stdout.
-        only_caption: text is the caption alone.
+        only_caption: text is without the clip's name.
+        with_times: text has the times of segments.
     """
     if output_format == "text":
-        return TextWriter(only_caption)
+        return TextWriter(only_caption, with_times)
     if output_format == "metadata":
         return MetadataWriter(Path() if output is None else output.parent)
     writers: dict[str, Callable[[], CaptionWriter]] = {
@@ -233,6 +291,7 @@ def make_writer(output_format: str, output: Path | None = None, only_caption: bo
         "csv": CsvWriter,
         "srt": SrtWriter,
         "vtt": VttWriter,
+        "activitynet": ActivityNetWriter,
     }
     return writers[output_format]()
 
@@ -276,16 +335,17 @@ def check_stems(clips: Iterable[str], kinds: Iterable[str]) -> None:
                 )
 
 
-def beside_document(kind: str, rows: Sequence[Row]) -> str:
+def beside_document(kind: str, rows: Sequence[Row], with_times: bool = False) -> str:
     """
     Content of the file beside a clip.
 
     Args:
         kind: txt, json, srt or vtt.
         rows: those of the clip that have a caption.
+        with_times: text has the times of segments.
     """
     if kind == "txt":
-        return "".join(f"{row.text}\n" for row in rows)
+        return TextWriter(True, with_times).document(rows)
     if kind == "json":
         values = [json_row(row) for row in rows]
         return json.dumps(values[0] if len(values) == 1 else values, indent=2) + "\n"
@@ -306,4 +366,15 @@ def read_beside(file: Path) -> str | None:
     return lines[0] if len(lines) == 1 else None
 
 
-__all__ = ["CaptionWriter", "Row", "beside", "beside_document", "check_stems", "make_writer", "read_beside"]
+__all__ = [
+    "ActivityNetWriter",
+    "CaptionWriter",
+    "Row",
+    "beside",
+    "beside_document",
+    "check_stems",
+    "check_video_ids",
+    "make_writer",
+    "period",
+    "read_beside",
+]

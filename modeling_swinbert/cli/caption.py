@@ -16,10 +16,14 @@ from swinbert.cli.options import (
     FramesPerSecond,
     LoadIn,
     MaxLength,
+    MaxSegment,
+    MergeSimilar,
     MinLength,
     MinScore,
+    MinSegment,
     Model,
     NBest,
+    NoMerge,
     NumFrames,
     OutputFile,
     OutputFormat,
@@ -27,8 +31,11 @@ from swinbert.cli.options import (
     Prompt,
     Revision,
     Sample,
+    SceneThreshold,
     Seed,
+    Segments,
     SkipDuplicates,
+    Stride,
     Temperature,
     Threads,
     TrustRemoteCode,
@@ -60,6 +67,13 @@ def caption(
     load_in: LoadIn = None,
     start: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption from this time on.")] = None,
     end: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption up to this time.")] = None,
+    segments: Segments = None,
+    stride: Stride = None,
+    min_segment: MinSegment = None,
+    max_segment: MaxSegment = None,
+    scene_threshold: SceneThreshold = None,
+    no_merge: NoMerge = False,
+    merge_similar: MergeSimilar = None,
     beams: Beams = None,
     n_best: NBest = None,
     min_length: MinLength = None,
@@ -83,21 +97,11 @@ def caption(
     """
     search = _search(beams, n_best, sample, temperature, seed, min_length, max_length)
     files = (output_format, output, tuple(dict.fromkeys(write_beside or ())), overwrite, min_score, skip_duplicates)
-    labelling, only_caption = _labelling(clips, start, end, *files)
-    captioner = None
-    if labelling.needs_captioner:
-        captioner = load_captioner_or_exit(
-            model,
-            device=device,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            num_frames=num_frames,
-            fps=fps,
-            prompt=prompt,
-            load_in=load_in,
-            **search,
-        )
+    cutting = _cutting(segments, stride, min_segment, max_segment, scene_threshold, no_merge, merge_similar)
+    labelling, only_caption = _labelling(clips, start, end, files, cutting)
+    loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "revision": revision}
+    reading = {"num_frames": num_frames, "fps": fps, "prompt": prompt, "load_in": load_in}
+    captioner = load_captioner_or_exit(model, **loading, **reading, **search) if labelling.needs_captioner else None
     captioning = {"batch_size": batch_size or "auto", "threads": threads, "seed": (seed or 0) if sample else None}
     _run(labelling, captioner, only_caption, **captioning)
 
@@ -130,7 +134,46 @@ def _search(
     }
 
 
-def _labelling(clips: list[str], start: float | None, end: float | None, *destination: Any) -> "tuple[Labelling, bool]":
+def _cutting(
+    segments: str | None,
+    stride: float | None,
+    min_segment: float | None,
+    max_segment: float | None,
+    scene_threshold: float | None,
+    no_merge: bool,
+    merge_similar: float | None,
+) -> dict[str, Any]:
+    """Arguments of `Labelling` on films."""
+    options = {"stride": stride, "min_segment": min_segment, "max_segment": max_segment}
+    given = {name: value for name, value in options.items() if value is not None}
+    if segments is None:
+        used = [*given, *(["no_merge"] if no_merge else []), *(["merge_similar"] if merge_similar is not None else [])]
+        if used:
+            raise typer.BadParameter(f"--{used[0].replace('_', '-')} needs --segments.")
+        return {}
+    if scene_threshold is not None:
+        if segments != "scenes":
+            raise typer.BadParameter("--scene-threshold needs --segments scenes.")
+        given["threshold"] = scene_threshold
+    if no_merge and merge_similar is not None:
+        raise typer.BadParameter("--no-merge and --merge-similar exclude each other.")
+    from swinbert.captioning import Segmentation
+    from swinbert.captioning.scenes import adaptive_detector
+
+    try:
+        segmentation = Segmentation.of(segments, **given)
+        if segmentation.scenes:
+            adaptive_detector()
+    except ImportError as error:
+        fail(str(error))
+    except ValueError as error:
+        raise typer.BadParameter(f"--segments: {error}") from None
+    return {"segments": segmentation, "merge": not no_merge, "similarity": merge_similar}
+
+
+def _labelling(
+    clips: list[str], start: float | None, end: float | None, destination: tuple, cutting: dict[str, Any]
+) -> "tuple[Labelling, bool]":
     """What is to be captioned into what, and whether the only argument is one clip."""
     if start is not None and end is not None and start >= end:
         raise typer.BadParameter(f"--start {start:g} must be before --end {end:g}.")
@@ -139,7 +182,7 @@ def _labelling(clips: list[str], start: float | None, end: float | None, *destin
 
     found = list(find_clips(clips, start, end))
     try:
-        labelling = Labelling(found, Destination(*destination), report=say)
+        labelling = Labelling(found, Destination(*destination), report=say, **cutting)
     except (OSError, ValueError) as error:
         fail(str(error))
     return labelling, len(clips) == len(found) == 1 and found[0].name == clips[0]
@@ -150,7 +193,7 @@ def _run(
 ) -> None:
     """Captions, and says at the end how it went."""
     try:
-        with lines_and_progress(len(labelling.clips)) as write:
+        with lines_and_progress(len(labelling.clips) if labelling.segments is None else 1) as write:
             summary = labelling.run(captioner, write, only_caption, **captioning)
     except BrokenPipeError:  # of a reader of stdout that has enough
         raise
@@ -159,6 +202,6 @@ def _run(
     if summary.num_clips > 1:
         say(str(summary))
         if num_failed := summary.num_clips - summary.num_captioned:
-            say(f"{num_failed} of {summary.num_clips} clips could not be captioned.")
+            say(f"{num_failed} of {summary.num_clips} {summary.unit}s could not be captioned.")
     if summary.failed:
         raise typer.Exit(1)

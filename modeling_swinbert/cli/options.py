@@ -27,6 +27,7 @@ class OutputFormat(StrEnum):
     srt = "srt"
     vtt = "vtt"
     metadata = "metadata"
+    activitynet = "activitynet"
 
 
 class BesideFormat(StrEnum):
@@ -113,8 +114,8 @@ Format = Annotated[
     typer.Option(
         "--format",
         help="text: CLIP, a tab and the caption; tabs, line ends and backslashes in names become \\t, \\n, \\r and"
-        " \\\\. jsonl and csv: also scores and errors. srt, vtt: subtitles of one clip. metadata: metadata.jsonl of a"
-        " dataset, for `swinbert train`.",
+        " \\\\. With --segments it has their times. jsonl and csv: also scores and errors. srt, vtt: subtitles of one"
+        " clip. metadata: metadata.jsonl of a dataset, for `swinbert train`. activitynet: JSON of dense captioning.",
     ),
 ]
 OutputFile = Annotated[
@@ -140,6 +141,40 @@ SkipDuplicates = Annotated[
     typer.Option(
         "--skip-duplicates",
         help="Leave out captions that a clip of the same folder has already; jsonl and csv mark them.",
+    ),
+]
+
+# --- How films are cut ------------------------------------------------------------------------------------------------
+
+Segments = Annotated[
+    str | None,
+    typer.Option(metavar="SECONDS|scenes", help="Take clips for films, and caption each window or each scene of them."),
+]
+Stride = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="From window to window; less than their length makes them overlap."),
+]
+MinSegment = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS", help="Join shorter scenes with the neighbour that they resemble more, and a last window."
+    ),
+]
+MaxSegment = Annotated[float | None, typer.Option(metavar="SECONDS", help="Split longer scenes evenly.")]
+SceneThreshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATIO",
+        help="How many times as much as around it the picture must change at a cut; lower finds more; default: 3.",
+    ),
+]
+NoMerge = Annotated[
+    bool, typer.Option("--no-merge", help="Keep neighbouring segments of the same caption apart, instead of one.")
+]
+MergeSimilar = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, metavar="SHARE", help="Merge neighbours also if their captions share this part of their words."
     ),
 ]
 
