@@ -15,7 +15,7 @@ __all__ = ["CaptionerSpec", "Job", "Progress", "SharedFailure", "caption_dataset
 
 if TYPE_CHECKING:
     from swinbert.captioning.bulk.job import Job, Progress
-    from swinbert.captioning.bulk.merge import merge
+    from swinbert.captioning.bulk.merging import merge
     from swinbert.captioning.bulk.pipeline import caption_dataset
     from swinbert.captioning.bulk.supervision import CaptionerSpec, SharedFailure
 else:
@@ -26,7 +26,7 @@ else:
         "Progress": "job",
         "SharedFailure": "supervision",
         "caption_dataset": "pipeline",
-        "merge": "merge",
+        "merge": "merging",
     }
 
     def __getattr__(name: str) -> Any:

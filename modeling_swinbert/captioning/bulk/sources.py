@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swinbert.captioning.bulk import storage
-from swinbert.captioning.bulk.identity import clip_id, is_remote, local_version, uri_of
+from swinbert.captioning.bulk.identity import clip_id, is_remote, local_path, local_version, uri_of
 from swinbert.utils.text import first_names, preview
 
 # Columns that a manifest must not have: those of results, and of this table alone, which no result has.
@@ -54,6 +54,7 @@ def read_source(source: str) -> pa.Table:
         ValueError: the source is empty, malformed, or cannot be read.
         FileNotFoundError: there is no such file.
     """
+    source = local_path(source)
     kind = _kind(source)
     if kind == _SHARD:
         return identified([_shard_clips(source)])
@@ -249,7 +250,7 @@ def _checked(name: str, table: pa.Table, column: str, folder: str | None) -> pa.
     for row, path in enumerate(table[column].to_pylist()):
         problem = None
         if not isinstance(path, str) or not path.strip():
-            path, problem = f"{name}#{row}", f"expected the {column} of a clip, found {preview(path)}"
+            path, problem = "", f"expected the {column} of a clip, found {preview(path)}"
         for each, values in times.items():
             try:
                 values.append(_seconds(given[each][row]))
@@ -257,7 +258,8 @@ def _checked(name: str, table: pa.Table, column: str, folder: str | None) -> pa.
                 values.append(None)
                 problem = f"expected `{each}` in seconds from 0, {error}"
         paths.append(path)
-        uris.append(path if problem else uri_of(_from_manifest(path, folder)))
+        # A row that cannot be used is told from others by its place.
+        uris.append(f"{uri_of(name)}#{row}" if problem else uri_of(_from_manifest(path, folder)))
         problems.append(problem)
     for each in (*times, "path", "uri"):
         if each in table.column_names:

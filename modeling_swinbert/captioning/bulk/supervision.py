@@ -76,7 +76,7 @@ class _Entry:
 class _Process:
     """The child process. What it says is put into `events` as (this process, message), at the end `("ended", code)`."""
 
-    def __init__(self, spec: CaptionerSpec, events: queue.SimpleQueue):
+    def __init__(self, spec: CaptionerSpec, module: str, events: queue.SimpleQueue):
         self.is_ready = False
         environment = {
             **os.environ,
@@ -86,7 +86,7 @@ class _Process:
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "swinbert.captioning.bulk.child"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -118,10 +118,13 @@ class _Process:
 class Supervisor:
     """
     Captions clips in a process of its own. `caption` may be called from several threads: their clips share batches.
+
+    Args:
+        module: what the process runs.
     """
 
-    def __init__(self, spec: CaptionerSpec):
-        self._spec = spec
+    def __init__(self, spec: CaptionerSpec, module: str = "swinbert.captioning.bulk.child"):
+        self._spec, self._module = spec, module
         self._settings: Future[str] = Future()
         self._events: queue.SimpleQueue = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -134,7 +137,7 @@ class Supervisor:
         self._failure: SharedFailure | None = None
         self._last_sign = time.monotonic()
         # `None` if it died, until there is something to do again.
-        self._process: _Process | None = _Process(spec, self._events)
+        self._process: _Process | None = _Process(spec, module, self._events)
         threading.Thread(target=self._supervise, daemon=True, name="supervise").start()
 
     def caption(self, requests: Sequence[Request]) -> list[list[dict[str, Any]]]:
@@ -208,7 +211,7 @@ class Supervisor:
 
     def _send(self, entries: Sequence[_Entry]) -> None:
         if entries and self._process is None:
-            self._process = _Process(self._spec, self._events)
+            self._process = _Process(self._spec, self._module, self._events)
         if not self._sent:
             self._last_sign = time.monotonic()
         for entry in entries:

@@ -61,7 +61,7 @@ def result_table(
         columns[name] = pa.array([row.get(name) for row in results], kind)
     if has_segments:
         columns["source_id"] = pa.array(ids, pa.string())
-        ids = [clip_id(each, row["start"], row["end"]) for each, row in zip(ids, results, strict=True)]
+        ids = [clip_id(each, row.get("start"), row.get("end")) for each, row in zip(ids, results, strict=True)]
     columns["clip_id"] = pa.array(ids, pa.string())
     for name in carried.column_names:
         if name not in columns and name not in INTERNAL:

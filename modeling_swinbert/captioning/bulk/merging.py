@@ -102,8 +102,8 @@ def _inner(row: dict[str, Any], folder: Path) -> str:
     path = Path(local_path(row["uri"]))
     if is_remote(row["uri"]) or not path.is_relative_to(folder.absolute()):
         raise ValueError(
-            f"{row['path']} is not in {folder.absolute()}, where the metadata will be: --output FILE names one above all"
-            " clips; without --output, a folder of links is made; --format webdataset copies clips from anywhere."
+            f"{row['path']} is not in {folder.absolute()}, where the metadata will be: --output FILE names one above"
+            " all clips; without --output, a folder of links is made; --format webdataset copies clips from anywhere."
         )
     return path.relative_to(folder.absolute()).as_posix()
 
