@@ -86,15 +86,10 @@ class CaptionJournal:
             write_json(settings_file, wanted)
             return
         try:
-            before, now = compared(json.loads(settings_file.read_text(encoding="utf-8"))), compared(wanted)
+            differing = differences(json.loads(settings_file.read_text(encoding="utf-8")), wanted)
         except (ValueError, AttributeError) as error:
             kind = "an evaluation" if self._output_name == self.folder else "captions"
             raise ValueError(f"{settings_file} is not of {kind} ({error}): {self._another}.") from None
-        differing = [
-            f"{name} was {preview(before.get(name))}, is {preview(now.get(name))}"
-            for name in {**before, **now}
-            if before.get(name) != now.get(name)
-        ]
         if differing:
             raise ValueError(
                 f"{self._output_name} holds captions made with other settings: {'; '.join(differing)}."
@@ -166,9 +161,19 @@ def rounded(score: float | None) -> float | None:
     return None if score is None else round(score, 4)
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What keeps two runs from sharing a file: for each setting that differs, what it was and what it is."""
+    before, now = compared(before), compared(now)
+    return [
+        f"{name} was {preview(before.get(name))}, is {preview(now.get(name))}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
 def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must have in common to share a file, as a flat dictionary."""
     return {name: value for name, value in flattened(settings).items() if name not in _NOT_COMPARED}
 
 
-__all__ = ["CaptionJournal", "compared", "rounded"]
+__all__ = ["CaptionJournal", "compared", "differences", "rounded"]

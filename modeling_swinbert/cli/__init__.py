@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from swinbert.cli import bench, caption, datasets, demo, evaluate, explain, models, train
+from swinbert.cli import bench, bulk, caption, datasets, demo, evaluate, explain, models, train
 from swinbert.cli.messages import quiet_imports
 from swinbert.version import __version__
 
@@ -38,6 +38,7 @@ def _before_every_command(
 
 # `--help` lists the commands in this order.
 app.command()(caption.caption)
+app.command()(bulk.bulk)
 app.command()(explain.explain)
 app.command()(demo.demo)
 app.command()(models.info)
