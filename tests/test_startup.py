@@ -66,7 +66,7 @@ def test_help_and_version_import_nothing_heavy():
     [
         ("swinbert ", {*COMMANDS, "train"}),
         ("swinbert ca", {"caption"}),
-        ("swinbert caption --format ", {"text", "jsonl", "csv", "srt", "vtt", "metadata"}),
+        ("swinbert caption --format ", {"text", "jsonl", "csv", "srt", "vtt", "metadata", "activitynet"}),
         ("swinbert evaluate --dt", {"--dtype"}),
     ],
 )
@@ -159,7 +159,7 @@ assert set(getattr(sys.modules["MODULE"], "__all__", ())) <= set(dir(sys.modules
         ),
         *(
             pytest.param(TWO_THREADS.replace("MODULE", f"swinbert.{module}"), id=f"{module} in another thread")
-            for module in ("modeling_swinbert", "processing", "captioning")
+            for module in ("modeling_swinbert", "processing", "captioning.caption")
         ),
     ],
 )
