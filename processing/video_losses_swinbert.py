@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import cache
 from typing import Any, BinaryIO, NamedTuple
 
@@ -119,11 +120,12 @@ def _opened(media: str | BinaryIO) -> Iterator[BinaryIO]:
 
 def _header_end(container: Any, stream: Any) -> int | None:
     """The time stamp at which the stream ends according to the file's header, or its tags."""
+    time_base = Fraction(stream.time_base)
     found = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", ""))
     if found:
         hours, minutes, seconds = map(float, found.groups())
-        return round((hours * 3600 + minutes * 60 + seconds) / stream.time_base)
-    return round(container.duration / (1_000_000 * stream.time_base)) if container.duration else None
+        return round((hours * 3600 + minutes * 60 + seconds) / time_base)
+    return round(container.duration / (1_000_000 * time_base)) if container.duration else None
 
 
 class _Way:

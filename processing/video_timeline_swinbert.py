@@ -374,14 +374,15 @@ def _add_lost_frames(
     pts = np.insert(pts, places, lost)
     is_lost = np.insert(np.zeros(len(packet_of_frame), bool), places, True)
     packet_of_frame = np.insert(packet_of_frame, places, packet_of_frame[np.maximum(places - 1, 0)])
-    seconds = (pts - pts[0]) * float(stream.time_base)
+    time_base = float(Fraction(stream.time_base))
+    seconds = (pts - pts[0]) * time_base
     problems = []
     if len(lost):
         first, last = seconds[is_lost][[0, -1]]
         frames = f"{len(lost)} frames from {first:.2f} s to {last:.2f} s are" if len(lost) > 1 else "1 frame is"
         problems.append(f"the file is damaged: {frames} lost.")
     if cut_end is not None:
-        end = (cut_end - pts[0]) * float(stream.time_base)
+        end = (cut_end - pts[0]) * time_base
         problems.append(f"the file ends after {seconds[-1]:.2f} of the {end:.2f} s that its header announces.")
     return pts, packet_of_frame, is_lost, problems
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from encoded_clips import GROUPS, GROUPS_WITHOUT_B_FRAMES, can_encode, encode, error_kind, read_numbers
+from encoded_clips import GROUPS, GROUPS_WITHOUT_B_FRAMES, can_encode, encode, error_kind, numbered_frame, read_numbers
 
 from swinbert.processing import VideoReader, decode_video
 from swinbert.processing import video_backends_swinbert as backends
@@ -103,19 +103,25 @@ def test_other_backends_leave_lost_frames_to_pyav(tmp_path, backend):
     assert metadata.video_backend == "pyav" and metadata.missing_frames > 0
 
 
-def with_sound(path: Path, clip: Path, container_options: dict[str, str] | None = None) -> Path:
-    """Copies the packets of `clip` to `path`, with a sound that lasts a second longer."""
-    with av.open(str(clip)) as video, av.open(str(path), "w", container_options=container_options or {}) as output:
-        stream = output.add_stream_from_template(video.streams.video[0])
-        sound = output.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 24000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 8000
-        packets = [packet for packet in video.demux(video=0) if packet.size]
-        for packet in packets:
-            packet.stream = stream
-        packets += [*sound.encode(frame), *sound.encode(None)]
-        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base if packet.dts else 0):
-            output.mux(packet)
+def with_sound(path: Path, milliseconds: list[int], container_options: dict[str, str]) -> Path:
+    """Numbered frames at these times, and a sound that lasts a second longer."""
+    with av.open(str(path), "w", container_options=container_options) as output:
+        stream, sound = output.add_stream("libx264", rate=30, options=GROUPS), output.add_stream("aac", rate=8000)
+        stream.width, stream.height, stream.pix_fmt = 96, 32, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        samples = 0
+        for number, time in enumerate([*milliseconds, milliseconds[-1] + 1000]):
+            silence = np.zeros((1, time * 8 - samples), np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, samples = 8000, samples, time * 8
+            if silence.size:
+                output.mux(sound.encode(frame))
+            if number < len(milliseconds):
+                picture = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+                picture.pts, picture.time_base = time, Fraction(1, 1000)
+                output.mux(stream.encode(picture))
+        output.mux(stream.encode())
+        output.mux(sound.encode())
     return path
 
 
@@ -130,15 +136,14 @@ def test_no_frame_of_a_whole_file_counts_as_lost(tmp_path, options):
     time_base = Fraction(1, 1000)
     arguments = {"pts": milliseconds, "time_base": time_base, "options": GROUPS}
     clip = encode(tmp_path / "clip.mkv", range(16), container_options=options, **arguments)
-    for path in (clip, with_sound(tmp_path / "sound.mkv", clip, options)):
+    for path in (clip, with_sound(tmp_path / "sound.mkv", milliseconds, options)):
         frames, metadata = decode_video(path, strict=True)
         assert read_numbers(frames) == list(range(16)) and lost_frames(path) == []
         assert metadata.frame_times == pytest.approx([(time - 200) / 1000 for time in milliseconds])
 
 
 def test_frames_are_lost_between_sounds(tmp_path):
-    clip = numbered(tmp_path / "clip.mkv", options=GROUPS)
-    path = with_sound(tmp_path / "sound.mkv", clip, CLUSTERS)
+    path = with_sound(tmp_path / "sound.mkv", [round(number * 100 / 3) for number in range(60)], CLUSTERS)
     found = blocks(path)
     damaged = erase(path, found[20][0], sum(found[50]))
     with VideoReader(damaged) as reader:
