@@ -147,6 +147,7 @@ def test_the_camera(open_page):
     page = open_page(permissions=["camera", "microphone"])
     page.click("#clip button[aria-label='Capture from camera']")
     page.click("text=Click to Access Webcam")
+    page.wait_for_function("document.querySelector('#clip video')?.currentTime > 0.5")
     page.click("#clip button:has-text('Record')")
     page.wait_for_timeout(2000)
     page.click("#clip button:has-text('Stop')")
