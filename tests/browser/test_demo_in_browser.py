@@ -149,7 +149,7 @@ def test_the_camera(open_page):
     page.click("text=Click to Access Webcam")
     page.wait_for_function("document.querySelector('#clip video')?.currentTime > 0.5")
     page.click("#clip button:has-text('Record')")
-    page.wait_for_timeout(2000)
+    page.wait_for_timeout(3000)
     page.click("#clip button:has-text('Stop')")
     page.wait_for_selector("#chosen .status")
     page.click("#caption")

@@ -65,7 +65,9 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
 
 
 def _clip_input() -> ClipInput:
-    video = gr.Video(label="Clip", sources=["upload", "webcam"], elem_id="clip", buttons=[])
+    # Larger pictures are made smaller for the model, and the browser has to encode them while it records.
+    camera = gr.WebcamOptions(constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}})
+    video = gr.Video(label="Clip", sources=["upload", "webcam"], webcam_options=camera, elem_id="clip", buttons=[])
     chosen = gr.HTML(elem_id="chosen", apply_default_css=False)
     with gr.Row(elem_id="address"):
         url = gr.Textbox(
