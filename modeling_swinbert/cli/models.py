@@ -7,7 +7,7 @@ import typer
 
 from swinbert import bundled_model
 from swinbert.cli.loading import find_model_or_exit, loading_or_exit
-from swinbert.cli.messages import fail, quiet_libraries, say
+from swinbert.cli.messages import fail, needs_extra, quiet_libraries, say
 from swinbert.cli.options import NewFolder, Revision, TrustRemoteCode
 
 
@@ -19,16 +19,31 @@ def info(
             help="A folder, a name on the Hub, or moving-shapes; default: moving-shapes, the bundled model.",
         ),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the sparse mask into this file (PNG); for a folder of `swinbert train`, over the steps too.",
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
 ):
     """Show a model's configuration, its number of parameters and, for SwinBERT, how sparse its attention mask is."""
     name = find_model_or_exit(bundled_model() if model is None else model)
     quiet_libraries()
-    from swinbert.deployment.inspection import describe_model
+    from swinbert.deployment.inspection import describe_model, mask_picture
+    from swinbert.utils.files import write_atomically
 
-    with loading_or_exit(name):
-        description = describe_model(name, trust_remote_code=trust_remote_code, revision=revision)
+    loading = {"trust_remote_code": trust_remote_code, "revision": revision}
+    with needs_extra("explain"), loading_or_exit(name):
+        description = describe_model(name, **loading)
+        drawn = mask_picture(name, **loading) if picture is not None else None
+    if picture is not None and drawn is not None:
+        try:
+            write_atomically(picture, drawn)
+        except OSError as error:
+            fail(f"The picture cannot be written: {error}")
     typer.echo(description, nl=False)
 
 

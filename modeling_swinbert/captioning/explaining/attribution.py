@@ -10,6 +10,10 @@ import torch
 
 from swinbert.captioning.explaining.encoded_clips import EncodedClip
 
+# Of the method `pixels`: how often the clip is encoded, and the most cells of a choice along time, height and width.
+NUM_HALVES = 64
+MAX_CELLS = (8, 4, 4)
+
 # Of an encoded clip and the caption's ids (1, L + 1) the weights (L, T', H', W'), of either sign.
 Method = Callable[[EncodedClip, torch.Tensor], torch.Tensor]
 
@@ -50,7 +54,39 @@ def occlusion_effects(clip: EncodedClip, ids: torch.Tensor, hidden: torch.Tensor
     return shown - clip.log_probs(ids, ~hidden)
 
 
+def pixels(clip: EncodedClip, ids: torch.Tensor) -> torch.Tensor:
+    """
+    How much higher the log-probability of each word is where a place of the clip itself is visible than where it is
+    hidden, mean over random halves of the clip (RISE, arXiv:1806.07421), each of which is encoded anew.
+    """
+    visible = random_halves(clip.grid, NUM_HALVES).to(ids.device)
+    log_probs = clip.log_probs_of_pixels(ids, visible)
+    shown = visible.flatten(1).to(log_probs.dtype)
+    of_shown = log_probs.T @ shown / shown.sum(0).clamp(min=1)
+    of_hidden = log_probs.T @ (1 - shown) / (1 - shown).sum(0).clamp(min=1)
+    return (of_shown - of_hidden).unflatten(1, clip.grid)
+
+
+def random_halves(grid: tuple[int, int, int], number: int) -> torch.Tensor:
+    """
+    Random choices of the tokens, each visible with probability 1/2: (number, T', H', W') bool. Of a large grid,
+    neighbours are chosen together, in cells at random offsets, since single ones hide little.
+    """
+    generator = torch.Generator().manual_seed(0)
+    cells = [math.ceil(size / most) for size, most in zip(grid, MAX_CELLS, strict=True)]
+    chosen = []
+    for _ in range(number):
+        counts = [size // cell + 2 for size, cell in zip(grid, cells, strict=True)]
+        half = torch.rand(counts, generator=generator) < 0.5
+        for axis, (size, cell) in enumerate(zip(grid, cells, strict=True)):
+            offset = int(torch.randint(cell, (), generator=generator))
+            half = half.repeat_interleave(cell, dim=axis).narrow(axis, offset, size)
+        chosen.append(half)
+    return torch.stack(chosen)
+
+
 METHODS: dict[str, Method] = {
+    "pixels": pixels,
     "occlusion": occlusion,
     "gradient": gradient,
     "attention": attention,

@@ -12,13 +12,27 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import DynamicCache
 
-# Copies of a caption in one forward pass.
-_COPIES = 16
+# Copies of a caption, and of a clip, in one forward pass.
+_COPIES, _ENCODED_AT_ONCE = 16, 4
+
+
+class LayerAttention(NamedTuple):
+    """
+    Attention among the video tokens in one layer, on one clip.
+
+    Args:
+        alive: share of the pairs of different tokens whose weight is not 0 in float32.
+        others: share of a token's attention that goes to other tokens, mean over the tokens.
+    """
+
+    alive: float
+    others: float
 
 
 class EncodedClip(ABC):
@@ -65,6 +79,14 @@ class EncodedClip(ABC):
         attention and the residual connections of all layers, (L, T', H', W').
         """
 
+    @abstractmethod
+    def with_hidden_pixels(self, visible: torch.Tensor) -> "EncodedClip":
+        """The clip encoded again, B times, each time with other places hidden, visible (B, T', H', W') bool."""
+
+    def layers(self) -> tuple[LayerAttention, ...]:
+        """Attention among the video tokens under a sparse mask, in each layer; nothing where there is no such mask."""
+        return ()
+
     @torch.no_grad()
     def distributions(self, ids: torch.Tensor) -> torch.Tensor:
         """Log-probabilities (L, vocabulary) at each token of a caption, ids (1, L + 1)."""
@@ -74,6 +96,15 @@ class EncodedClip(ABC):
     def log_probs(self, ids: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Log-probabilities (B, L) of the tokens of a caption, ids (1, L + 1), for each of B choices of tokens."""
         chunks = [_picked(self._forward(ids.expand(len(chunk), -1), chunk)[0], ids) for chunk in visible.split(_COPIES)]
+        return torch.cat(chunks)
+
+    @torch.no_grad()
+    def log_probs_of_pixels(self, ids: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """As [`log_probs`], but what is hidden is hidden from the encoder of the clip too."""
+        chunks = [
+            _picked(self.with_hidden_pixels(chunk)._forward(ids.expand(len(chunk), -1), None)[0], ids)
+            for chunk in visible.split(_ENCODED_AT_ONCE)
+        ]
         return torch.cat(chunks)
 
     @torch.no_grad()
@@ -108,6 +139,22 @@ def _picked(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(-1).gather(-1, tokens).squeeze(-1)
 
 
+def _hidden_pixels(
+    pixels: torch.Tensor, visible: torch.Tensor, frames_per_token: int, pixels_per_token: int
+) -> torch.Tensor:
+    """
+    B copies of a clip (1, T, C, H, W), in which a still and blurred picture of the clip replaces what is not visible
+    (B, T', H', W'): its median over time, which has no motion, in two by two colours, which have no detail.
+    """
+    frames, _, height, width = pixels.shape[1:]
+    time = torch.arange(frames, device=pixels.device) // frames_per_token
+    row, column = (torch.arange(size, device=pixels.device) // pixels_per_token for size in (height, width))
+    shown = visible[:, time][:, :, row][:, :, :, column][:, :, None]  # (B, T, 1, H, W)
+    still = pixels[0].float().median(dim=0, keepdim=True).values
+    colours = F.interpolate(still, size=(min(height, 2), min(width, 2)), mode="area")
+    return torch.where(shown, pixels, F.interpolate(colours, size=(height, width), mode="bilinear").to(pixels.dtype))
+
+
 def _roll_out(attentions: Iterator[torch.Tensor] | list[torch.Tensor]) -> torch.Tensor:
     """Product over the layers of row-stochastic attention (S, S), each averaged with the identity."""
     flow = None
@@ -122,8 +169,8 @@ class EncodedSwinBertClip(EncodedClip):
     """The clip's keys and values in each layer of the fusion encoder."""
 
     def __init__(self, model: Any, inputs: dict[str, torch.Tensor]):
-        self._model = model
-        pixels = inputs["pixel_values_videos"]
+        self._model, self._pixels = model, inputs["pixel_values_videos"]
+        pixels = self._pixels
         with torch.no_grad():
             self._features = model.get_video_features(pixels).pooler_output
             self._key_values = model.encode_video(video_features=self._features).video_key_values
@@ -134,6 +181,13 @@ class EncodedSwinBertClip(EncodedClip):
             **{name: value for name, value in inputs.items() if name != "pixel_values_videos"},
             "video_key_values": self._key_values,
         }
+
+    def with_hidden_pixels(self, visible: torch.Tensor) -> "EncodedSwinBertClip":
+        vision = self._model.config.vision_config
+        # The patches of a token: every stage but the first halves their number on each side.
+        pixels_per_token = vision.patch_size[1] * 2 ** (vision.num_layers - 1)
+        pixels = _hidden_pixels(self._pixels, visible, self.frames_per_token, pixels_per_token)
+        return EncodedSwinBertClip(self._model, {"pixel_values_videos": pixels})
 
     @property
     def _num_tokens(self) -> int:
@@ -180,6 +234,17 @@ class EncodedSwinBertClip(EncodedClip):
             encoded = self._model.encode_video(video_features=self._features, output_attentions=True)
         return (weights[0].float().mean(0) for weights in encoded.attentions)
 
+    def layers(self) -> tuple[LayerAttention, ...]:
+        if self._model.model.sparse_mask is None:
+            return ()
+        return tuple(_layer_attention(weights) for weights in self.prefix_attentions())
+
+
+def _layer_attention(weights: torch.Tensor) -> LayerAttention:
+    others = weights.clone().fill_diagonal_(0.0)
+    pairs = max(1, len(weights) * (len(weights) - 1))
+    return LayerAttention(float((others > 0).sum() / pairs), float(others.sum(1).mean()))
+
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
@@ -208,11 +273,17 @@ class EncodedGitClip(EncodedClip):
         height, width = (size // vision.patch_size for size in pixels.shape[-2:])
         self.grid = (pixels.shape[1] if pixels.ndim == 5 else 1, height, width)
         self._prefix_length = self.grid[0] * (1 + height * width)
-        start = torch.full((1, 1), model.config.bos_token_id or 0, device=pixels.device)
+        start = torch.full((len(pixels), 1), model.config.bos_token_id or 0, device=pixels.device)
         with torch.no_grad():
             cache = model.git(input_ids=start, pixel_values=pixels, use_cache=True).cache
         cache.crop(-1)  # that one token, which a pass needs
         self._key_values = [(layer.keys, layer.values) for layer in cache.layers]
+
+    def with_hidden_pixels(self, visible: torch.Tensor) -> "EncodedGitClip":
+        pixels = self.generation_inputs["pixel_values"]
+        frames = pixels if pixels.ndim == 5 else pixels[:, None]
+        hidden = _hidden_pixels(frames, visible, 1, self._model.config.vision_config.patch_size)
+        return EncodedGitClip(self._model, {"pixel_values": hidden if pixels.ndim == 5 else hidden[:, 0]})
 
     def _forward(
         self, ids: torch.Tensor, visible: torch.Tensor | None, attentions: bool = False
@@ -271,9 +342,16 @@ def encoded_clip_class(model: Any) -> type[EncodedClip]:
     if model.config.model_type not in _BY_MODEL_TYPE:
         raise ValueError(
             "Words can be traced to frames and places in SwinBERT and GIT models, got a"
-            f" {model.config.model_type!r} model: explain the clip with one of those, or use `captions` for its caption."
+            f" {model.config.model_type!r} model: explain the clip with one of those."
         )
     return _BY_MODEL_TYPE[model.config.model_type]
 
 
-__all__ = ["EncodedClip", "EncodedSwinBertClip", "eager_attention", "encode_clip", "encoded_clip_class"]
+__all__ = [
+    "EncodedClip",
+    "EncodedSwinBertClip",
+    "LayerAttention",
+    "eager_attention",
+    "encode_clip",
+    "encoded_clip_class",
+]

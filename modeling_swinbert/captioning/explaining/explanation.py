@@ -5,32 +5,23 @@ the clip's tokens.
 """
 
 import contextlib
-import math
-import string
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from swinbert.captioning.caption import Clip
 from swinbert.captioning.explaining.attribution import DEFAULT_METHOD, METHODS, Method
-from swinbert.captioning.explaining.encoded_clips import EncodedClip, encode_clip, encoded_clip_class
+from swinbert.captioning.explaining.encoded_clips import EncodedClip, LayerAttention, encode_clip, encoded_clip_class
 from swinbert.captioning.explaining.frames import read_frames, shown_box
+from swinbert.captioning.explaining.words import RunnerUp, decoded, runners_up, words_of
 from swinbert.processing.clip_reading_swinbert import beginning_of_caption, unpack_clip
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_sources_swinbert import VideoDecodeError, is_encoded_source, open_source
-
-# Runner-up words of each word.
-NUM_ALTERNATIVES = 4
-
-
-class RunnerUp(NamedTuple):
-    """A word that the model found less likely, and its probability."""
-
-    word: str
-    probability: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +61,7 @@ class Explanation:
         box: left, top, right and bottom of the part of the picture that the model saw and that the grid of tokens
             divides evenly, as shares of the picture's width and height; beyond 0 and 1 where it was padded.
         frames_per_token: token t' stands for the frames from t' * frames_per_token on.
+        layers: of a model with a sparse mask, attention among the video tokens in each layer.
         pictures: (T, H, W, 3) uint8, the sampled frames at their own aspect ratio, made smaller.
     """
 
@@ -80,6 +72,7 @@ class Explanation:
     method: str
     box: tuple[float, float, float, float]
     frames_per_token: int
+    layers: tuple[LayerAttention, ...]
     pictures: np.ndarray = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +95,7 @@ class Explanation:
             "method": self.method,
             "box": list(self.box),
             "frames_per_token": self.frames_per_token,
+            "layers": [layer._asdict() for layer in self.layers],
         }
 
 
@@ -149,18 +143,21 @@ def explain(
     device = None if hasattr(model, "hf_device_map") else model.device
     captioner = VideoCaptioningPipeline(model=model, processor=processor, device=device, **parameters)
     with _readable_twice(named.video) as video, torch.inference_mode(False), _evaluating(model):
-        frames = read_frames(captioner, video)
         encoded = encode_clip(model, _inputs(captioner, video))
+        with _warned_already():
+            frames = read_frames(captioner, video)
         ids = _caption_ids(captioner, encoded, caption)
         words = _explain_words(captioner, encoded, ids, METHODS[method], len(frames.pictures))
+        layers = encoded.layers()
     return Explanation(
         clip=named.name,
-        caption=_decoded(captioner, ids[0]),
+        caption=decoded(processor, ids[0]),
         words=words,
         times=frames.times,
         method=method,
         box=shown_box(captioner, frames.size),
         frames_per_token=encoded.frames_per_token,
+        layers=layers,
         pictures=frames.pictures,
     )
 
@@ -188,6 +185,19 @@ def _readable_twice(video: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def _warned_already() -> Iterator[None]:
+    """What is damaged in a clip was said when it was read for the model."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
     """Without dropout; a model that was being trained is so afterwards."""
     was_training = model.training
@@ -207,12 +217,6 @@ def _inputs(captioner: VideoCaptioningPipeline, video: Any) -> dict[str, torch.T
         name: value.to(model.device, model.dtype if name.startswith("pixel_values") else None)
         for name, value in inputs.items()
     }
-
-
-def _decoded(captioner: VideoCaptioningPipeline, ids: torch.Tensor) -> str:
-    """The text of token ids (L,), as the pipeline writes it."""
-    (text,) = captioner.processor.batch_decode(ids[None], skip_special_tokens=True)
-    return " ".join(text.split())
 
 
 def _caption_ids(captioner: VideoCaptioningPipeline, encoded: EncodedClip, caption: str | None) -> torch.Tensor:
@@ -236,7 +240,7 @@ def _caption_ids(captioner: VideoCaptioningPipeline, encoded: EncodedClip, capti
 def _explain_words(
     captioner: VideoCaptioningPipeline, encoded: EncodedClip, ids: torch.Tensor, method: Method, num_frames: int
 ) -> tuple[Word, ...]:
-    words = _words(captioner, ids[0])
+    words = words_of(captioner.processor, ids[0])
     if not words:
         return ()
     weights = method(encoded, ids).cpu()
@@ -256,25 +260,10 @@ def _explain_words(
                 blind_probability=float(blind[places].sum().exp()),
                 frames=_frame_weights(of_tokens, encoded.frames_per_token, num_frames),
                 tokens=of_tokens,
-                alternatives=_runners_up(captioner, distributions[places[0]], int(tokens[places[0]])),
+                alternatives=runners_up(captioner.processor, distributions[places[0]], int(tokens[places[0]])),
             )
         )
     return tuple(explained)
-
-
-def _words(captioner: VideoCaptioningPipeline, ids: torch.Tensor) -> list[tuple[str, list[int]]]:
-    """The words of a caption, ids (L + 1,), and the places of each word's tokens among those after the first."""
-    special = set(captioner.processor.tokenizer.all_special_ids)
-    beginnings = [_decoded(captioner, ids[: place + 2]) for place in range(len(ids) - 1)]
-    # A word may grow by later tokens ("do", "don't"): the number of words up to a token can only fall by what follows.
-    numbers = np.minimum.accumulate([len(text.split()) for text in beginnings][::-1])[::-1] - 1
-    words = []
-    for number, written in enumerate(_decoded(captioner, ids).split()):
-        places = [place for place in np.flatnonzero(numbers == number) if int(ids[place + 1]) not in special]
-        letters = [place for place in places if any(map(str.isalnum, _decoded(captioner, ids[place + 1 : place + 2])))]
-        if places:
-            words.append((written.strip(string.punctuation) or written, [int(place) for place in letters or places]))
-    return words
 
 
 def _frame_weights(tokens: np.ndarray, frames_per_token: int, num_frames: int) -> np.ndarray:
@@ -283,19 +272,4 @@ def _frame_weights(tokens: np.ndarray, frames_per_token: int, num_frames: int) -
     return tokens.sum((1, 2))[token_of_frame] / np.bincount(token_of_frame)[token_of_frame]
 
 
-def _runners_up(captioner: VideoCaptioningPipeline, log_probs: torch.Tensor, chosen: int) -> tuple[RunnerUp, ...]:
-    """The likeliest tokens at the beginning of a word, log-probabilities (vocabulary,), but the one that was chosen."""
-    special = {chosen, *captioner.processor.tokenizer.all_special_ids}
-    best = log_probs.topk(min(len(log_probs), len(special) + NUM_ALTERNATIVES))
-    found = [
-        (token, value)
-        for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        if token not in special
-    ]
-    return tuple(
-        RunnerUp(_decoded(captioner, torch.tensor([token])), math.exp(value))
-        for token, value in found[:NUM_ALTERNATIVES]
-    )
-
-
-__all__ = ["Explanation", "RunnerUp", "Word", "explain"]
+__all__ = ["Explanation", "Word", "explain"]

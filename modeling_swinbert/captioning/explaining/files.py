@@ -11,6 +11,7 @@ from typing import Any
 
 from swinbert.captioning.caption import Clip
 from swinbert.captioning.explaining.explanation import Explanation, explain
+from swinbert.captioning.explaining.masks import mask_figure
 from swinbert.captioning.explaining.page import page
 from swinbert.captioning.explaining.pictures import words_figure
 from swinbert.captioning.settings import caption_settings
@@ -135,7 +136,10 @@ def write_explanation(
     file = Path(video) if isinstance(video, (str, os.PathLike)) and Path(video).is_file() else None
     (folder / "explanation.html").write_text(page(explanation, file), encoding="utf-8")
     words_figure(explanation).savefig(folder / "words.png")
-    write_json(folder / "explanation.json", {**explanation.to_dict(), **(about or {})}, indent=None)
+    if explanation.layers:
+        grid = model.config.vision_config.output_grid
+        mask_figure(model.model.sparse_mask, grid, explanation.layers).savefig(folder / "mask.png")
+    write_json(folder / "explanation.json", {**explanation.to_dict(), **(about or {})})
 
 
 __all__ = ["Explained", "explain_clips", "folder_names", "write_explanation"]

@@ -5,7 +5,7 @@ import io
 import json
 from html import escape
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from string import Template
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from swinbert.captioning.explaining.explanation import Explanation, Word
+from swinbert.captioning.explaining.wording import legend, noticeable, percent, read_from
 
 # Of a clip that is embedded; the page of a larger one plays its sampled frames.
 MAX_VIDEO_BYTES = 8 << 20
@@ -34,6 +35,7 @@ def page(explanation: Explanation, video: Path | None = None) -> str:
     """
     encoded, media_type = _embedded(video) if video is not None and explanation.times is not None else ("", "")
     height, width = explanation.pictures.shape[1:3]
+    name = PurePath(explanation.clip).name  # the page may be passed on, and a folder says more than it should
     data = {
         "words": [_word_data(explanation, word) for word in explanation.words],
         "times": explanation.times,
@@ -46,23 +48,13 @@ def page(explanation: Explanation, video: Path | None = None) -> str:
     }
     template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=escape(f"{explanation.caption or 'No caption'} - {explanation.clip}"),
-        clip=escape(explanation.clip),
+        title=escape(f"{explanation.caption or 'No caption'} - {name}"),
+        clip=escape(name),
         caption=_caption(explanation),
         legend=escape(legend(explanation)),
         rows="\n".join(_row(explanation, word) for word in explanation.words),
         # Inside a script element, "<" could end it.
         data=json.dumps(data).replace("<", "\\u003c"),
-    )
-
-
-def legend(explanation: Explanation) -> str:
-    """What the pictures show, in two sentences."""
-    _, height, width = explanation.words[0].tokens.shape if explanation.words else (0, 0, 0)
-    return (
-        f"Bright: what the word was read from, by {explanation.method}; each square of the {height} x {width} is one"
-        " token. A token has also seen the rest of the clip: it says where the model keeps what it knows, which need"
-        " not be where the thing is."
     )
 
 
@@ -85,45 +77,20 @@ def _word_data(explanation: Explanation, word: Word) -> dict[str, Any]:
         "tokens": np.round(word.tokens, 5).tolist(),
         "strongest": int(word.frames.argmax()),
         "summary": [
-            f"Probability {_percent(word.probability)}; without the clip {_percent(word.blind_probability)}.",
+            f"Probability {percent(word.probability)}; without the clip {percent(word.blind_probability)}.",
             f"Read mostly {read_from(explanation, word)}." if word.tokens.any() else "It needs no part of the clip.",
         ],
-        "alternatives": [f"{other.word}, {_percent(other.probability)}" for other in word.alternatives],
+        "alternatives": [f"{other.word}, {percent(other.probability)}" for other in noticeable(word)],
     }
 
 
 def _row(explanation: Explanation, word: Word) -> str:
-    others = ", ".join(f"{other.word} {_percent(other.probability)}" for other in word.alternatives)
+    others = ", ".join(f"{other.word} {percent(other.probability)}" for other in noticeable(word))
     numbers = "".join(
-        f'<td class="number">{_percent(value)}</td>' for value in (word.probability, word.blind_probability)
+        f'<td class="number">{percent(value)}</td>' for value in (word.probability, word.blind_probability)
     )
     where = read_from(explanation, word) if word.tokens.any() else "nowhere"
     return f"<tr><td>{escape(word.word)}</td>{numbers}<td>{escape(where)}</td><td>{escape(others)}</td></tr>"
-
-
-def read_from(explanation: Explanation, word: Word) -> str:
-    """The moment and the place of the largest weight, as in `"at 1.25 s, upper left"`."""
-    slot, row, column = np.unravel_index(int(word.tokens.argmax()), word.tokens.shape)
-    frame = int(slot) * explanation.frames_per_token
-    moment = f"in frame {frame + 1}" if explanation.times is None else f"at {explanation.times[frame]:.2f} s"
-    return f"{moment}, {_place(int(row), int(column), *word.tokens.shape[1:])}"
-
-
-def _place(row: int, column: int, rows: int, columns: int) -> str:
-    """Where one of `rows` x `columns` places is."""
-    vertical = _third(row, rows, ("upper", "", "lower"))
-    horizontal = _third(column, columns, ("left", "", "right"))
-    return " ".join(filter(None, (vertical, horizontal))) or "centre"
-
-
-def _third(index: int, size: int, names: tuple[str, str, str]) -> str:
-    return names[min(2, int(3 * (index + 0.5) / size))]
-
-
-def _percent(share: float) -> str:
-    if 0.999 <= share < 1:
-        return "> 99.9%"
-    return "< 0.1%" if share < 0.001 else f"{share:.1%}"
 
 
 def _data_uri(picture: np.ndarray) -> str:
@@ -147,4 +114,4 @@ def _embedded(video: Path) -> tuple[str, str]:
     return base64.b64encode(video.read_bytes()).decode(), media_type
 
 
-__all__ = ["MAX_VIDEO_BYTES", "legend", "page", "read_from"]
+__all__ = ["MAX_VIDEO_BYTES", "page"]

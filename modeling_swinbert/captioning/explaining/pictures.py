@@ -3,24 +3,27 @@
 Shapes: T frames, H and W pixels of a picture, (T', H', W') the grid of the clip's tokens, N of them.
 """
 
+import io
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from swinbert.captioning.explaining.explanation import Explanation, Word
+from swinbert.captioning.explaining.wording import legend, noticeable, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 100
-# Pixels of the pictures: width of a page, of the column with the words, of the gaps, of the bars under the frames.
-_WIDTH, _LABELS, _GAP, _BAR = 1000, 150, 6, 10
+# Pixels: width of a picture, of the column with the words, of gaps; height of the bars under frames, of the legend.
+_WIDTH, _LABELS, _GAP, _BAR, _FOOT = 1000, 150, 6, 10, 40
 _MAX_COLUMNS = 8
 _MAX_FRAME_HEIGHT = 150
 # A word that is bright where it was read, on any ground: amber, which all kinds of colour vision tell from dark.
 _AMBER = np.array([255, 176, 0])
+_BAR_COLOUR = "#b36b00"
 # English words that say how a sentence is built and nothing of the clip.
 _FUNCTION_WORDS = frozenset(
     "a an the this that these those some and or but then next after before while until of in on at to from with by for"
@@ -72,91 +75,135 @@ def lit(
         uint8 of `size`, with three channels.
     """
     height, width = size
-    resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+    shown = resized(picture, size).astype(np.float32)
     left, top, right, bottom = box
     rows, columns = weights.shape
     row = np.floor(((np.arange(height) + 0.5) / height - top) / (bottom - top) * rows).astype(int)
     column = np.floor(((np.arange(width) + 0.5) / width - left) / (right - left) * columns).astype(int)
     is_seen = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))
     share = weights[row.clip(0, rows - 1)[:, None], column.clip(0, columns - 1)][..., None]
-    seen = resized * (0.35 + 0.65 * share)
-    seen += 0.35 * share * (_AMBER - seen)
-    return np.where(is_seen[..., None], seen, 0.2 * resized).round().clip(0, 255).astype(np.uint8)
+    seen = shown * (0.45 + 0.55 * share)
+    seen += 0.4 * share * (_AMBER - seen)
+    return np.where(is_seen[..., None], seen, 0.2 * shown).round().clip(0, 255).astype(np.uint8)
+
+
+def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 of another height and width."""
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
 
 
 def words_figure(explanation: Explanation) -> "Figure":
     """
     A row for each content word: frames at their own aspect ratio, bright where the word was read, the time of each
-    under it, and how the word's weight is spread over all times.
+    under it, and how the word's weight is spread over all times. The first row shows the frames as they are.
 
-    Each frame is that of the largest weight among those of its column.
+    Each frame of a word is that of the largest weight among those of its column.
     """
     from matplotlib.figure import Figure  # not pyplot, which looks for a display
 
     words, groups = content_words(explanation), moments(explanation)
-    _, height, width = explanation.pictures.shape[:3]
+    height, width = explanation.pictures.shape[1:3]
     cell = (_WIDTH - _LABELS - _GAP) / max(4, len(groups)) - _GAP
     frame_height = min(cell * height / width, _MAX_FRAME_HEIGHT)
     frame_size = round(frame_height), round(frame_height * width / height)
-    head, row = 64, round(frame_height) + _BAR + 40
-    total = head + row * max(1, len(words)) + _GAP
+    caption = textwrap.wrap(explanation.caption or "This caption has no words.", 80)
+    head, row = 24 + 20 * len(caption), max(round(frame_height) + _BAR + 32, 90)
+    total = head + row * (len(words) + 1) + _FOOT
     figure = Figure(figsize=(_WIDTH / DPI, total / DPI), dpi=DPI, facecolor="white")
-    figure.text(_GAP / _WIDTH, 1 - 14 / total, _wrapped(explanation.caption, 90), fontsize=12, weight="bold", va="top")
-    for number, word in enumerate(words):
-        top = head + number * row
-        _draw_label(figure, word, top, total)
-        _draw_frames(figure, explanation, word, groups, (top, total), cell, frame_size)
-    if not words:
-        figure.text(0.5, 0.3, "This caption has no words.", ha="center")
+    canvas = _Canvas(figure, total)
+    canvas.text(_GAP, 12, "\n".join(caption), fontsize=13, weight="bold")
+    canvas.text(_GAP, head, "the clip", fontsize=11)
+    for column, slots in enumerate(groups):
+        picture = explanation.pictures[slots[0] * explanation.frames_per_token]
+        _draw_frame(canvas, explanation, slots[0], picture, (_LABELS + column * (cell + _GAP), head), frame_size)
+    for number, word in enumerate(words, start=1):
+        _draw_label(canvas, word, head + number * row)
+        _draw_word(canvas, explanation, word, groups, head + number * row, cell, frame_size)
+    canvas.text(_GAP, total - _FOOT, "\n".join(textwrap.wrap(legend(explanation), 150)), fontsize=8, color="0.25")
     return figure
 
 
-def _draw_label(figure: "Figure", word: Word, top: float, total: float) -> None:
-    x = _GAP / _WIDTH
-    figure.text(x, 1 - top / total, _wrapped(word.word, 14), fontsize=13, weight="bold", va="top")
-    lines = [f"{word.probability:.1%} likely", f"without the clip {word.blind_probability:.1%}"]
-    if word.alternatives:
-        other = word.alternatives[0]
-        lines.append(f"else “{textwrap.shorten(other.word, 12, placeholder='…')}” {other.probability:.1%}")
-    figure.text(x, 1 - (top + 24) / total, "\n".join(lines), fontsize=8, va="top", color="0.25", parse_math=False)
+def as_png(figure: "Figure") -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
-def _draw_frames(
-    figure: "Figure",
+class _Canvas:
+    """A figure addressed in pixels from its upper left corner."""
+
+    def __init__(self, figure: "Figure", height: float):
+        self._figure, self._height = figure, height
+
+    def text(self, x: float, y: float, text: str, **options: Any) -> None:
+        options = {"va": "top", "parse_math": False, **options}
+        self._figure.text(x / _WIDTH, 1 - y / self._height, text, **options)
+
+    def picture(self, x: float, y: float, pixels: np.ndarray) -> None:
+        self._figure.figimage(pixels, round(x), round(self._height - y - len(pixels)))
+
+    def bar(self, x: float, bottom: float, width: float, height: float) -> None:
+        from matplotlib.patches import Rectangle
+
+        corner = x / _WIDTH, 1 - bottom / self._height
+        size = width / _WIDTH, height / self._height
+        self._figure.add_artist(
+            Rectangle(corner, *size, transform=self._figure.transFigure, color=_BAR_COLOUR, linewidth=0)
+        )
+
+
+def _draw_label(canvas: _Canvas, word: Word, top: float) -> None:
+    canvas.text(_GAP, top, _wrapped(word.word, 14), fontsize=13, weight="bold")
+    lines = [f"{percent(word.probability)} likely", f"without the clip {percent(word.blind_probability)}"]
+    for other in noticeable(word)[:1]:
+        lines.append(f"or “{textwrap.shorten(other.word, 12, placeholder='…')}” {percent(other.probability)}")
+    canvas.text(_GAP, top + 26, "\n".join(lines), fontsize=8, color="0.25")
+
+
+def _draw_word(
+    canvas: _Canvas,
     explanation: Explanation,
     word: Word,
     groups: list[list[int]],
-    place: tuple[float, float],
+    top: float,
     cell: float,
     frame_size: tuple[int, int],
 ) -> None:
-    """Frames, times and bars of a word, from `place` on: pixels from the top, of how many."""
-    from matplotlib.patches import Rectangle
-
-    top, total = place
+    """Frames, bars and times of a word."""
     height, width = frame_size
-    peak = max(float(word.tokens.max()), np.finfo(np.float32).tiny)
+    smallest = np.finfo(np.float32).tiny
+    peak = max(float(word.tokens.max()), smallest)
     of_slots = word.tokens.sum((1, 2))
     for column, slots in enumerate(groups):
         left = _LABELS + column * (cell + _GAP)
         slot = max(slots, key=lambda slot: of_slots[slot])
-        frame = slot * explanation.frames_per_token
-        picture = lit(explanation.pictures[frame], word.tokens[slot] / peak, explanation.box, frame_size)
-        figure.figimage(picture, round(left), round(total - top - height))
-        time = f"frame {frame + 1}" if explanation.times is None else f"{explanation.times[frame]:.2f} s"
-        figure.text(
-            (left + width / 2) / _WIDTH, 1 - (top + height + _BAR + 6) / total, time, fontsize=8, ha="center", va="top"
-        )
+        frame = explanation.pictures[slot * explanation.frames_per_token]
+        picture = lit(frame, word.tokens[slot] / peak, explanation.box, frame_size)
+        _draw_frame(canvas, explanation, slot, picture, (left, top), frame_size)
         step = width / len(slots)
         for number, each in enumerate(slots):
-            bar = _BAR * float(of_slots[each] / max(of_slots.max(), np.finfo(np.float32).tiny))
-            corner = (left + number * step) / _WIDTH, 1 - (top + height + 2 + _BAR) / total
-            size = (step - 1) / _WIDTH, bar / total
-            figure.add_artist(Rectangle(corner, *size, transform=figure.transFigure, color="#b36b00", linewidth=0))
+            size = _BAR * float(of_slots[each] / max(of_slots.max(), smallest))
+            canvas.bar(left + number * step, top + height + 2 + _BAR, step - 1, size)
+
+
+def _draw_frame(
+    canvas: _Canvas,
+    explanation: Explanation,
+    slot: int,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    size: tuple[int, int],
+) -> None:
+    """A picture at `place`, its left upper corner, with its time under it."""
+    (left, top), (height, width) = place, size
+    frame = slot * explanation.frames_per_token
+    time = f"frame {frame + 1}" if explanation.times is None else f"{explanation.times[frame]:.2f} s"
+    canvas.picture(left, top, resized(picture, size))
+    canvas.text(left + width / 2, top + height + _BAR + 5, time, fontsize=8, ha="center")
 
 
 def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width)) or text
 
 
-__all__ = ["content_words", "lit", "moments", "words_figure"]
+__all__ = ["as_png", "content_words", "lit", "moments", "words_figure"]
