@@ -1,11 +1,14 @@
 """Video captioning as a transformers pipeline: `pipeline("video-captioning", model=...)`.
 
-In the order of the data: reading clips, generating, scoring.
+In the order of the data: reading clips, generating, scoring. Films are left to `swinbert.captioning`, which this file,
+that comes with saved models, imports when it is asked for them: it needs the package.
 """
 
 import collections.abc
+import copy
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,12 +25,14 @@ from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
 from .video_decoding_swinbert import decode_video  # noqa: F401
 from .video_pictures_swinbert import PictureConverter  # noqa: F401
 from .video_processing_swinbert import SwinBertVideoProcessor  # noqa: F401
-from .video_sources_swinbert import VideoDecodeError  # noqa: F401
+from .video_sources_swinbert import VideoDecodeError
 from .video_timeline_swinbert import VideoTimeline  # noqa: F401
 
 TASK = "video-captioning"
 # What captions clips if no model is named: of the Hub, for clips of all kinds.
 DEFAULT_MODEL = "microsoft/git-base-vatex"
+# Arguments that say how a film is cut; the last three are those of transformers' speech recognition.
+_CUTTING = ("segments", "stride", "merge", "chunk_length_s", "stride_length_s", "return_timestamps")
 
 
 class VideoCaptioningPipeline(Pipeline):
@@ -39,6 +44,7 @@ class VideoCaptioningPipeline(Pipeline):
     pipe("clip.mp4")                                     # [{"generated_text": "...", "score": -0.7}]
     pipe({"video": "film.mkv", "start": 61.0, "end": 68.5}, num_beams=4)
     pipe(["a.mp4", "b.mp4"], batch_size=2)               # one such list for each clip
+    pipe("film.mp4", segments=10.0, batch_size=8)        # [{"generated_text", "score", "timestamp": (0.0, 10.0)}, ...]
     ```
 
     **One clip** is a path, a URL, bytes, a file object, an array of frames (T, H, W, C), one image, a list of images,
@@ -62,6 +68,12 @@ class VideoCaptioningPipeline(Pipeline):
         num_frames (`int`, *optional*): frames to sample uniformly; by default the model's number. GIT has an embedding
             for each frame that it was trained with (`config.num_image_with_embedding`, six) and cannot take more.
         fps (`float`, *optional*): frames to sample per second instead; not for models of a fixed number of frames.
+        segments (`float`, `"scenes"` or `Segmentation`, *optional*): take clips for films and caption each window of so
+            many seconds, or each scene; needs this package. `chunk_length_s` is another name for it.
+        stride (`float`, *optional*): seconds from window to window; less than their length makes them overlap.
+            `stride_length_s`, as in speech recognition, is the overlap on either side, or a pair (left, right) of them:
+            `stride = chunk_length_s - left - right`.
+        merge (`bool`, *optional*, defaults to `True`): whether neighbouring segments of one caption become one.
         prompt (`str`, *optional*): the question to a chat model; for SwinBERT and GIT, the beginning of the caption.
         on_error (`"raise"` or `"return"`, *optional*): see above.
         batch_size, num_workers: as in every pipeline; `num_workers` is the number of processes that read clips, instead
@@ -91,6 +103,7 @@ class VideoCaptioningPipeline(Pipeline):
     _default_generation_config = GenerationConfig(max_new_tokens=50)
 
     def __init__(self, *args, **kwargs):
+        self._cutting = {name: kwargs.pop(name) for name in _CUTTING if name in kwargs}
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError(
@@ -117,6 +130,9 @@ class VideoCaptioningPipeline(Pipeline):
 
     def __call__(self, inputs, **kwargs):
         """Captions one clip, or many: see the class for what counts as one and for what is returned."""
+        cutting = _cutting({**self._cutting, **{name: kwargs.pop(name) for name in _CUTTING if name in kwargs}})
+        if cutting:
+            return self._caption_films(inputs, **cutting, **kwargs)
         self._check_sampling({**self._preprocess_params, **kwargs})
         if is_clip(inputs):
             # `Pipeline` would take a list of frames for a list of inputs.
@@ -126,6 +142,52 @@ class VideoCaptioningPipeline(Pipeline):
         if "on_error" not in self._preprocess_params:
             kwargs.setdefault("on_error", "return")
         return super().__call__(as_clips(inputs), **kwargs)
+
+    def _caption_films(self, films, **kwargs):
+        """For one film a list of what `stream` yields, or one for each of many."""
+        if is_clip(films):
+            return list(self.stream(films, **kwargs))
+        kwargs = {"on_error": "return", **kwargs}
+        results = (list(self.stream(film, **kwargs)) for film in as_clips(films))
+        return list(results) if isinstance(films, collections.abc.Sized) else results
+
+    def stream(
+        self, film: Any, segments: Any, *, merge: bool = True, on_error: str | None = None, **kwargs: Any
+    ) -> Iterator[dict[str, Any]]:
+        """
+        The captions of a film's segments, in the order of time, each as soon as it is known.
+
+        Args:
+            film: one clip, see the class; a file, not decoded frames.
+            segments, merge: see the class. Merged ones are known when the next caption differs.
+            on_error: `"raise"` for the first segment that cannot be read. Otherwise, as for many films, it has an
+                `error`; by default, only a film of which none can is raised.
+            kwargs: as of a call.
+
+        Yields:
+            `{"generated_text", "score", "timestamp": (start, end)}` in seconds from the beginning of the film, with
+            `num_return_sequences` above 1 also `alternatives`, a list of such dictionaries without `timestamp`.
+
+        Raises:
+            ValueError: other `segments`.
+            VideoDecodeError: see `on_error`.
+        """
+        try:
+            from swinbert.captioning import Segmentation, captions, merge_segments
+        except ImportError as error:
+            raise ImportError("Captioning the segments of a film needs this package: pip install swinbert") from error
+        stride = kwargs.pop("stride", None)
+        segmentation = Segmentation.of(segments, **({} if stride is None else {"stride": stride}))
+        self._check_sampling({**self._preprocess_params, **kwargs})
+        workers, batch_size = kwargs.pop("num_workers", 0), kwargs.pop("batch_size", self._batch_size or 1)
+        reading, generation, _ = self._sanitize_parameters(on_error=on_error, **kwargs)
+        captioner = copy.copy(self)
+        captioner._preprocess_params = {**self._preprocess_params, **reading}
+        found = captions(
+            [film], captioner, segments=segmentation, batch_size=batch_size, num_workers=workers, **generation
+        )
+        on_error = captioner._preprocess_params.get("on_error")
+        return _as_dictionaries(merge_segments(found) if merge else found, on_error)
 
     def _check_sampling(self, parameters: dict[str, Any]) -> None:
         """Refuses numbers of frames that no clip can have, before the first is read."""
@@ -227,6 +289,52 @@ class VideoCaptioningPipeline(Pipeline):
     def _eos_token_ids(self, generate_kwargs: dict) -> list[int]:
         eos = self._get_set_generation_params(generate_kwargs).get("eos_token_id")
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def _cutting(arguments: dict[str, Any]) -> dict[str, Any]:
+    """
+    Arguments of `stream`, from those of a call, some of which have the names of speech recognition; empty where clips
+    are not cut.
+
+    Raises:
+        ValueError: arguments that exclude each other.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    length, overlap = given.pop("chunk_length_s", 0), given.pop("stride_length_s", None)
+    has_times = given.pop("return_timestamps", False)
+    if length and "segments" in given or overlap is not None and "stride" in given:
+        raise ValueError("`chunk_length_s` and `stride_length_s` stand for `segments` and `stride`: give one of both.")
+    if length:
+        given["segments"] = length
+    if "segments" not in given:
+        if given or has_times or overlap is not None:
+            name = next(iter(given), "return_timestamps" if has_times else "stride_length_s")
+            raise ValueError(f"`{name}` needs `segments` (or `chunk_length_s`): how to cut a film.")
+        return {}
+    if overlap is not None:
+        left, right = overlap if isinstance(overlap, (list, tuple)) else (overlap, overlap)
+        if not isinstance(given["segments"], (int, float)) or min(left, right) < 0 or left + right >= given["segments"]:
+            raise ValueError(
+                "`stride_length_s`, the overlap on either side of a window, must leave something of its length, got"
+                f" {overlap} and {given['segments']}."
+            )
+        given["stride"] = given["segments"] - left - right
+    return given
+
+
+def _as_dictionaries(found: Any, on_error: str | None) -> Iterator[dict[str, Any]]:
+    """What `stream` yields, from captions."""
+    for caption in found:
+        if caption.error is not None and (on_error == "raise" or on_error is None and caption.end is None):
+            raise VideoDecodeError(caption.clip, caption.error_kind or "undecodable", caption.error)
+        result = {"generated_text": caption.text, "score": caption.score, "timestamp": (caption.start, caption.end)}
+        if caption.error is not None:
+            result["error"] = caption.error
+        if caption.alternatives:
+            result["alternatives"] = [
+                {"generated_text": each.text, "score": each.score} for each in caption.alternatives
+            ]
+        yield result
 
 
 def _scores(generated, eos_token_ids: list[int]) -> torch.Tensor:

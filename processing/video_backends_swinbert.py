@@ -316,6 +316,13 @@ class StreamDecoder:
         except (av.error.FFmpegError, ValueError):
             return None
 
+    def preview(self, frame: Any, width: int) -> np.ndarray | None:
+        """As `picture`, in little time: see [`PictureConverter`]."""
+        try:
+            return self.pictures.preview(frame, width)
+        except (av.error.FFmpegError, ValueError):
+            return None
+
     def _picture_by_itself(self, frame: Any) -> np.ndarray | None:
         """Deinterlaced without its neighbours, which may be damaged."""
         if self._deinterlace and frame.interlaced_frame:

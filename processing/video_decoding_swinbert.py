@@ -24,7 +24,6 @@ from .video_backends_swinbert import (
 from .video_sources_swinbert import VideoDecodeError, describe_source, is_segment, open_source
 from .video_timeline_swinbert import (
     VideoMetadata,
-    VideoTimeline,
     check_num_frames,
     frame_range,
     sample_indices,
@@ -88,33 +87,6 @@ def _checked_indices(name: str, indices: Any, num_available: int) -> np.ndarray:
             f"expected frame numbers from 0 to {num_available - 1}, found {indices.min()} to {indices.max()}.",
         )
     return indices.astype(np.int64)
-
-
-def wanted_frames(
-    name: str,
-    timeline: VideoTimeline,
-    part: range,
-    indices: Any,
-    num_frames: int | None,
-    start: float | None,
-    end: float | None,
-) -> np.ndarray:
-    """
-    (T,) numbers of frames, counted from the first of the video.
-
-    Args:
-        name (`str`): the clip, for messages.
-        part (`range`): the frames of the clip.
-        indices, num_frames, start, end: as of [`decode_video`], counted from the first frame of the part.
-    """
-    check_num_frames(name, num_frames)
-    times = timeline.seconds[part.start : part.stop]
-    first, last = frame_range(name, times - times[0], start, end, float(timeline.time_base))
-    if callable(indices):
-        indices = indices(timeline.metadata(part[first], part[last - 1] + 1))
-    elif indices is None:
-        indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
-    return part[first] + _checked_indices(name, indices, last - first)
 
 
 class _SharedFrames:
@@ -230,10 +202,17 @@ class VideoReader:
     def _wanted_frames(
         self, indices: Any, num_frames: int | None, start: float | None, end: float | None, part: range
     ) -> np.ndarray:
-        """As `wanted_frames`."""
+        """(T,) numbers of frames, counted from the first of the video; the other arguments count from `part`'s."""
         if not self._is_open:
             raise ValueError(f"{self.name}: the reader is closed.")
-        return wanted_frames(self.name, self.timeline, part, indices, num_frames, start, end)
+        check_num_frames(self.name, num_frames)
+        times = self.timeline.seconds[part.start : part.stop]
+        first, last = frame_range(self.name, times - times[0], start, end, float(self.timeline.time_base))
+        if callable(indices):
+            indices = indices(self.timeline.metadata(part[first], part[last - 1] + 1))
+        elif indices is None:
+            indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
+        return part[first] + _checked_indices(self.name, indices, last - first)
 
     def preview_frames(
         self, part: range, width: int
@@ -253,8 +232,8 @@ class VideoReader:
             raise ValueError(f"{self.name}: the reader is closed.")
         decoder = self._decoder
         for number, frame in decoder.frames(np.asarray(part), to_be_continued=True):
-            if number in part:
-                yield number, decoder.pictures.preview(frame, width), functools.partial(decoder.picture, frame)
+            if number in part and (preview := decoder.preview(frame, width)) is not None:
+                yield number, preview, functools.partial(decoder.picture, frame)
 
     def _read(
         self,
@@ -475,5 +454,4 @@ __all__ = [
     "frame_range",
     "header_duration",
     "sample_indices",
-    "wanted_frames",
 ]

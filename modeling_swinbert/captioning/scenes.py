@@ -2,18 +2,16 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, undecodable
 from swinbert.captioning.segments import Segmentation, frame_at
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
-from swinbert.processing.video_decoding_swinbert import VideoReader, wanted_frames
-from swinbert.processing.video_sources_swinbert import VideoDecodeError
-from swinbert.processing.video_timeline_swinbert import VideoMetadata, VideoTimeline
+from swinbert.processing.video_decoding_swinbert import VideoReader
 
 # What the detector looks at: wider pictures are reduced to this width, as PySceneDetect does.
 _DETECTOR_WIDTH = 256
@@ -21,8 +19,6 @@ _DETECTOR_WIDTH = 256
 _DETECTOR_WINDOW = 2
 # Of the frames of all scenes that are not captioned yet. Where there are more, every second one of a scene is kept.
 _KEPT_BYTES = 128 << 20
-# Short side of kept frames, for models whose processors get them as they are.
-_KEPT_SHORT_SIDE = 480
 # A scene without an end is split evenly if it ends before so many times its maximum; else its beginning is cut off.
 _HELD_PARTS = 4
 
@@ -97,53 +93,6 @@ class _Scene:
     step: int = 1
 
 
-class _Reader(Protocol):
-    name: str
-    timeline: VideoTimeline
-
-
-class SceneFrames:
-    """
-    The kept frames of a scene, to be read like a [`VideoSegment`]. In the place of a frame that is not kept stands the
-    nearest one.
-    """
-
-    def __init__(self, reader: _Reader, part: range, frames: Sequence[tuple[int, np.ndarray]]):
-        self.name, self._timeline, self._part, self._frames = reader.name, reader.timeline, part, frames
-
-    def read_frames(
-        self,
-        *,
-        indices: Any = None,
-        num_frames: int | None = None,
-        start: float | None = None,
-        end: float | None = None,
-        strict: bool = False,
-        transform: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> tuple[np.ndarray, VideoMetadata]:
-        """Arguments, result and errors as of `decode_video`."""
-        if not self._frames:
-            raise VideoDecodeError(
-                self.name, "undecodable", f"expected frames, found {len(self._part)} of which none can be decoded."
-            )
-        wanted = wanted_frames(self.name, self._timeline, self._part, indices, num_frames, start, end)
-        kept = np.array([number for number, _ in self._frames])
-        after = np.searchsorted(kept, wanted).clip(1, max(len(kept) - 1, 1)).clip(max=len(kept) - 1)
-        nearest = (
-            np.where(wanted - kept[after - 1] <= kept[after] - wanted, after - 1, after) if len(kept) > 1 else after
-        )
-        unique, inverse = np.unique(nearest, return_inverse=True)
-        pictures = [self._frames[position][1] for position in unique]
-        frames = np.stack(pictures if transform is None else [transform(picture) for picture in pictures])
-        first = self._part.start
-        metadata = self._timeline.metadata(first, self._part.stop)
-        metadata.height, metadata.width = pictures[0].shape[:2]
-        metadata.video_backend = "pyav"
-        metadata.frames_indices = (kept[nearest] - first).tolist()
-        metadata.frame_times = (self._timeline.seconds[kept[nearest]] - self._timeline.seconds[first]).tolist()
-        return frames[inverse], metadata
-
-
 class _Scenes:
     """
     The scenes that wait for their end, or for that of a neighbour that may join them: all but the last have ended.
@@ -153,10 +102,11 @@ class _Scenes:
         first: number of its first frame.
     """
 
-    def __init__(self, reader: _Reader, first: int, segmentation: Segmentation):
+    def __init__(self, reader: VideoReader, first: int, segmentation: Segmentation):
         self._reader, self._timeline = reader, reader.timeline
         self._shortest, self._longest = segmentation.scene_limits
         self._waiting = [_Scene(first, math.inf)]
+        self._lost: list[int] = []
         self._num_bytes = 0
 
     def _seconds(self, first: int, stop: int) -> float:
@@ -177,6 +127,14 @@ class _Scenes:
             largest.frames = largest.frames[::2]
             self._num_bytes = sum(frame.nbytes for scene in self._waiting for _, frame in scene.frames)
 
+    def lose(self, part: range) -> None:
+        """Notes that frames could not be decoded; so many that they would make a scene are one."""
+        if self._seconds(part.start, part.stop) >= self._shortest:
+            self.cut(part.start, math.inf)
+            self.cut(part.stop, math.inf)
+        else:
+            self._lost += part
+
     def cut(self, number: int, strength: float) -> None:
         """Begins a scene with frame `number`; the scene before joins a neighbour if it is too short."""
         scene = self._waiting[-1]
@@ -192,26 +150,26 @@ class _Scenes:
         one.frames, one.step = one.frames + other.frames, max(one.step, other.step)
         self._waiting.remove(other)
 
-    def settled(self, number: int) -> Iterator[tuple[range, SceneFrames]]:
-        """Those that nothing after frame `number` can change."""
+    def settled(self, number: int) -> Iterator[tuple[range, KeptFrames]]:
+        """Those that cannot change any more, where frames up to `number` have been looked at."""
         while len(self._waiting) > 1 and (
             len(self._waiting) > 2
             or self._waiting[1].strength == math.inf
-            or self._seconds(self._waiting[1].first, number) >= self._shortest
+            or self._seconds(self._waiting[1].first, number - _DETECTOR_WINDOW) >= self._shortest
         ):
             yield from self._take()
-        begin = self._timeline.time_of(self._waiting[0].first)
-        if len(self._waiting) == 1 and self._timeline.time_of(number) - begin >= _HELD_PARTS * self._longest:
-            self.cut(frame_at(self._timeline, begin + self._longest), math.inf)
+        first = self._waiting[0].first
+        if len(self._waiting) == 1 and self._seconds(first, number) >= _HELD_PARTS * self._longest:
+            self.cut(frame_at(self._timeline, self._timeline.time_of(first) + self._longest), math.inf)
             yield from self._take()
 
-    def finish(self, stop: int) -> Iterator[tuple[range, SceneFrames]]:
+    def finish(self, stop: int) -> Iterator[tuple[range, KeptFrames]]:
         """All that are left, of which the last ends before frame `stop`."""
         self.cut(stop, math.inf)
         while len(self._waiting) > 1:
             yield from self._take()
 
-    def _take(self) -> Iterator[tuple[range, SceneFrames]]:
+    def _take(self) -> Iterator[tuple[range, KeptFrames]]:
         """The first scene, in equal parts if it is too long."""
         scene = self._waiting.pop(0)
         stop = self._waiting[0].first
@@ -221,9 +179,19 @@ class _Scenes:
         inner = {frame_at(self._timeline, begin + seconds * part / count) for part in range(1, count)}
         bounds = sorted({scene.first, stop} | {bound for bound in inner if scene.first < bound < stop})
         for first, last in zip(bounds, bounds[1:], strict=False):
-            frames = [frame for frame in scene.frames if first <= frame[0] < last]
-            yield range(first, last), SceneFrames(self._reader, range(first, last), frames)
+            yield range(first, last), self._kept(scene, range(first, last))
+        self._lost = [number for number in self._lost if number >= stop]
         self._num_bytes -= sum(frame.nbytes for _, frame in scene.frames)
+
+    def _kept(self, scene: _Scene, part: range) -> KeptFrames:
+        first, seconds = part.start, self._timeline.seconds
+        return KeptFrames(
+            self._reader.name,
+            seconds[first : part.stop] - seconds[first],
+            self._seconds(first, part.stop),
+            [(number - first, frame) for number, frame in scene.frames if number in part],
+            sum(number in part for number in self._lost),
+        )
 
 
 # --- In one pass ------------------------------------------------------------------------------------------------------
@@ -231,7 +199,7 @@ class _Scenes:
 
 def read_scenes(
     family: CaptionerFamily, reader: VideoReader, segmentation: Segmentation, part: range
-) -> Iterator[tuple[range, SceneFrames]]:
+) -> Iterator[tuple[range, KeptFrames]]:
     """
     The scenes of a part of a film, with what can be read like a [`VideoSegment`], each as soon as its end is known.
     Where frames are damaged for as long as the shortest scene, that is a scene of its own, which cannot be read.
@@ -240,42 +208,27 @@ def read_scenes(
         VideoDecodeError: no frame can be decoded.
         ImportError: PySceneDetect is not installed.
     """
-    resize = family.frame_resizer() or _shrink
-    detector, timeline = _Detector(segmentation.threshold), reader.timeline
+    reduce = frame_reducer(family)
+    detector = _Detector(segmentation.threshold)
     scenes = _Scenes(reader, part.start, segmentation)
-    shortest, _ = segmentation.scene_limits
     expected = part.start
     for number, preview, picture in reader.preview_frames(part, _DETECTOR_WIDTH):
-        if timeline.time_of(number) - timeline.time_of(expected) >= shortest:
-            scenes.cut(expected, math.inf)
-            scenes.cut(number, math.inf)
-            detector = _Detector(segmentation.threshold)
+        if number > expected:
+            scenes.lose(range(expected, number))
         expected = number + 1
-        scenes.add(number, lambda picture=picture: _resized(picture(), resize))  # type: ignore[misc]
+        scenes.add(number, lambda picture=picture: _reduced(picture(), reduce))  # type: ignore[misc]
         for first, strength in detector.cuts(number, preview):
             scenes.cut(first, strength)
         yield from scenes.settled(number)
     if expected == part.start:
-        raise VideoDecodeError(
-            reader.name, "undecodable", f"expected frames, found {len(part)} of which none can be decoded."
-        )
-    if timeline.time_of(part.stop) - timeline.time_of(expected) >= shortest:
-        scenes.cut(expected, math.inf)
+        raise undecodable(reader.name, len(part))
+    if expected < part.stop:
+        scenes.lose(range(expected, part.stop))
     yield from scenes.finish(part.stop)
 
 
-def _resized(picture: np.ndarray | None, resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    return None if picture is None else resize(picture)
+def _reduced(picture: np.ndarray | None, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    return None if picture is None else reduce(picture)
 
 
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) with a short side of at most `_KEPT_SHORT_SIDE`."""
-    height, width = picture.shape[:2]
-    factor = _KEPT_SHORT_SIDE / min(height, width)
-    if factor >= 1:
-        return picture
-    size = round(width * factor), round(height * factor)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-
-
-__all__ = ["SceneFrames", "adaptive_detector", "read_scenes"]
+__all__ = ["adaptive_detector", "read_scenes"]

@@ -42,6 +42,15 @@ class LoadedBits(StrEnum):
     four = "4bit"
 
 
+Clips = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CLIP", help="Files, folders (searched recursively), globs, URLs; - reads a list from stdin."
+    ),
+]
+Start = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption from this time on.")]
+End = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption up to this time.")]
+
 _AUTO_DTYPE = "auto is bfloat16 where the hardware supports it, else float32"
 
 Model = Annotated[
@@ -125,6 +134,12 @@ OutputFile = Annotated[
 WriteBeside = Annotated[
     list[BesideFormat] | None,
     typer.Option("--write-beside", help="Write each caption beside its clip, under the same stem; can be repeated."),
+]
+Burn = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Copy the clip, not encoded again, to this mp4, mov, mkv or webm with a subtitle track."
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files, and caption again what is captioned already.")
