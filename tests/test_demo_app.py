@@ -20,7 +20,8 @@ pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 import httpx
 from gradio_client import Client, handle_file
 
-from swinbert.captioning.demo.app import Handlers, launch
+from swinbert.captioning.demo.app import launch
+from swinbert.captioning.demo.handlers import Handlers
 from swinbert.captioning.demo.service import Demo, Limits
 
 SAMPLE = Path(swinbert.bundled_model()).parent / "sample.mp4"

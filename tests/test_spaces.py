@@ -90,7 +90,7 @@ def test_the_program_of_a_space_runs_on_its_own_code(tmp_path):
     from gradio_client import Client, handle_file
 
     write_space(tmp_path / "space", MODEL, "demo")
-    page = tmp_path / "space" / "swinbert" / "captioning" / "demo" / "app.py"
+    page = tmp_path / "space" / "swinbert" / "captioning" / "demo" / "layout.py"
     page.write_text(page.read_text().replace('TITLE = "', 'TITLE = "Its own: '))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
