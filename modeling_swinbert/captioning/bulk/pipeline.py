@@ -1,5 +1,6 @@
 """The pipeline on Ray Data: blocks of clips -> a pool of `Captioner` actors -> blocks of results."""
 
+import dataclasses
 import logging
 import math
 import os
@@ -66,21 +67,15 @@ def caption_dataset(
 
     start_ray(address)
     chosen = choose_workers(workers, gpus_per_worker)
-    spec = CaptionerSpec(
-        loading=_given(model=model, **loading),
-        captioning=_given(batch_size=batch_size, segments=segments, seed=seed),
-        cores=chosen.cores,
-        timeout=timeout,
-    )
+    # In Ray's accounts half of the cores remain for the tasks before and after, which would else never begin.
+    chosen = dataclasses.replace(chosen, cpus=chosen.cpus / 2 if chosen.cpus <= 1 else chosen.cpus // 2)
+    captioning = {"batch_size": batch_size, "segments": segments, "seed": seed}
+    spec = dataclasses.replace(CaptionerSpec.of({"model": model, **loading}, captioning, timeout), cores=chosen.cores)
     if isinstance(source, ray.data.Dataset):
         return captioned(source.map_batches(_identified, batch_format="pyarrow"), spec, chosen)
     clips = identified([source]) if isinstance(source, pa.Table) else read_source(os.fspath(source))
     block_rows = rows_of_block(len(clips), chosen.number)
     return captioned(dataset_of(clips, block_rows), spec, chosen, block_rows)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _identified(clips: pa.Table) -> pa.Table:
