@@ -41,7 +41,9 @@ class Captioner:
         names = ["".join(map(chr, row)).strip() for row in batch.get("pixels", torch.zeros(0, 9)).int().tolist()]
         self.batches.append(names)
         if len(names) > 1 and any("large" in name for name in names):
-            raise RuntimeError("out of\nmemory")
+            raise RuntimeError("an error\nof some kind")
+        if len(names) > 2 and any("huge" in name for name in names):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         if "never" in names:
             raise RuntimeError("no such operator")
         rows = iter(names)
@@ -96,11 +98,26 @@ def test_rows_and_clips_that_cannot_be_fetched(captioner):
 
 
 def test_a_batch_that_fails_is_repeated_clip_by_clip(captioner):
-    with pytest.warns(UserWarning, match="out of memory.*3 clips are captioned one by one"):
+    with pytest.warns(UserWarning, match="error of some kind.*3 clips are captioned one by one"):
         results = list(captions(["a", "large", "bad", "b"], captioner, batch_size=3))
     assert [each.text for each in results] == ["a a", "a large", None, "a b"]
     failed = list(captions(["never"], captioner))
     assert failed[0].text is None and failed[0].error == "no such operator"
+
+
+def test_batches_that_need_too_much_memory_are_halved_from_then_on(captioner):
+    with pytest.warns(UserWarning, match="out of memory.*at most 2 clips"):
+        results = list(captions(["a", "b", "huge", "c", "d", "e", "f"], captioner, batch_size=5))
+    assert [each.text for each in results] == ["a a", "a b", "a huge", "a c", "a d", "a e", "a f"]
+    assert captioner.batches == [
+        ["a", "b", "huge", "c", "d"],
+        ["a", "b"],
+        ["huge", "c", "d"],
+        ["huge"],
+        ["c", "d"],
+        ["e"],
+        ["f"],
+    ]
 
 
 def test_batches_do_not_depend_on_what_is_left_out(captioner):

@@ -41,11 +41,17 @@ class SleepingCaptioner:
 
     def __init__(self, spec: CaptionerSpec):
         self._seconds = spec.loading["seconds"]
+        self._model = threading.Lock()  # calls of an actor run side by side, but it has one model
 
     def __call__(self, clips: pa.Table) -> pa.Table:
-        time.sleep(self._seconds * len(clips))
+        with self._model:
+            time.sleep(self._seconds * len(clips))
         row = {"caption": _CAPTION, "score": -0.5, "duration": 10.0}
-        return result_table(clips, [[row]] * len(clips), "{}")
+        return result_table(clips, [[row]] * len(clips), self.settings(None))
+
+    @staticmethod
+    def settings(spec: CaptionerSpec | None) -> str:
+        return "{}"
 
 
 def write_manifest(file: Path, number: int) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,12 @@ class _ReadClip:
 
 
 class CaptionStream:
-    """Iterates over the captions of clips; see [`captions`]."""
+    """
+    Iterates over the captions of clips; see [`captions`].
+
+    Attributes:
+        largest_batch: clips in one forward pass at most; lower once memory was short.
+    """
 
     def __init__(
         self,
@@ -161,6 +167,7 @@ class CaptionStream:
             adaptive_detector()  # if it is missing, no film can be cut
         self.is_done = is_done or (lambda segment: False)
         self.generation = generation
+        self.largest_batch = sys.maxsize
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -198,7 +205,7 @@ class CaptionStream:
         for read in reads:
             batch.append(read)
             # Not when the next clip arrives: that one may follow from this caption.
-            if len(batch) >= (read.batch_length or batching.batch_size):
+            if len(batch) >= min(read.batch_length or batching.batch_size, self.largest_batch):
                 yield batch
                 batch = []
         if batch:
@@ -253,19 +260,20 @@ class CaptionStream:
         return list(batches.values())
 
     def _caption(self, batch: list[_ReadClip]) -> Iterator[Caption]:
-        kind = None
-        try:
-            results = self._generate(batch)
-        except Exception as error:
-            if len(batch) > 1:
-                reason = one_line(error)
-                warnings.warn(
-                    f"A batch failed ({reason}): its {len(batch)} clips are captioned one by one.", stacklevel=2
-                )
-                for each in batch:
-                    yield from self._caption([each])
-                return
-            results, kind = [[{"generated_text": None, "score": None, "error": one_line(error)}]], _error_kind(error)
+        results, reason, kind, is_too_large = self._tried(batch)
+        if reason is not None and len(batch) > 1:
+            if is_too_large:
+                self.largest_batch = len(batch) // 2
+                torch.cuda.empty_cache()
+                remedy = f"from here on, at most {self.largest_batch} clips are captioned at once"
+                parts = [batch[: self.largest_batch], batch[self.largest_batch :]]
+            else:
+                remedy = f"its {len(batch)} clips are captioned one by one"
+                parts = [[each] for each in batch]
+            warnings.warn(f"A batch failed ({reason}): {remedy}.", stacklevel=2)
+            for part in parts:
+                yield from self._caption(part)
+            return
         for read, (best, *others) in zip(batch, results, strict=True):
             yield Caption(
                 clip=read.clip.name,
@@ -278,6 +286,18 @@ class CaptionStream:
                 duration=read.duration,
                 error_kind=read.error_kind or kind,
             )
+
+    def _tried(self, batch: list[_ReadClip]) -> tuple[list[list[dict[str, Any]]], str | None, str | None, bool]:
+        """
+        What the pipeline returns for a batch; if it failed, one empty result, why, the kind of error, and whether
+        memory was short. The exception, whose traceback holds the tensors of the batch, is gone then.
+        """
+        try:
+            return self._generate(batch), None, None, False
+        except Exception as error:
+            reason = one_line(error)
+            nothing = [[{"generated_text": None, "score": None, "error": reason}]]
+            return nothing, reason, _error_kind(error), is_out_of_memory(error)
 
     def _generate(self, batch: list[_ReadClip]) -> list[list[dict[str, Any]]]:
         """For each clip of a batch what the pipeline returns for it."""
@@ -328,7 +348,7 @@ def captions(
     ```
 
     Clips are read ahead of the model. A clip that cannot be captioned is a `Caption` with an `error`. A batch that the
-    model cannot process, for example for lack of memory, is repeated clip by clip.
+    model cannot process is repeated clip by clip; for lack of memory in halves, and further batches are so small too.
 
     Args:
         clips: [`Clip`]s, or what a pipeline takes as one clip; a list, a generator, or anything with a length and
@@ -369,7 +389,16 @@ def captions(
 
 
 def _error_kind(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "out_of_memory"
     return getattr(error, "kind", None) or type(error).__name__
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, of Python, or of torch on the CPU, which has no class for it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _as_clip(clip: Any) -> Clip:

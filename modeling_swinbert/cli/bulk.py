@@ -19,10 +19,14 @@ from swinbert.cli.options import (
     FramesPerSecond,
     LoadIn,
     MaxLength,
+    MaxSegment,
+    MinSegment,
     Model,
     NumFrames,
     Prompt,
     Revision,
+    Segments,
+    Stride,
     TrustRemoteCode,
 )
 
@@ -95,6 +99,10 @@ def bulk(
     num_frames: NumFrames = None,
     fps: FramesPerSecond = None,
     prompt: Prompt = None,
+    segments: Segments = None,
+    stride: Stride = None,
+    min_segment: MinSegment = None,
+    max_segment: MaxSegment = None,
     beams: Beams = None,
     max_length: MaxLength = None,
     device: Device = "auto",
@@ -122,27 +130,33 @@ def bulk(
         )
     if num_frames is not None and fps is not None:
         raise typer.BadParameter(f"Expected one of --num-frames {num_frames} and --fps {fps:g}, got both.")
-    loading = {
-        "model": model,
-        "num_frames": num_frames,
-        "fps": fps,
-        "prompt": prompt,
-        "num_beams": beams,
-        "max_length": max_length,
-        "device": device,
-        "dtype": str(dtype),
-        "load_in": None if load_in is None else str(load_in),
-        "trust_remote_code": trust_remote_code,
-        "revision": revision,
-    }
-    running = {
-        "file_format": str(output_format or BulkFormat.parquet),
-        "workers": workers,
-        "gpus_per_worker": 0.0 if device == "cpu" and gpus_per_worker is None else gpus_per_worker,
-        "address": address,
-        "retry_failed": retry_failed,
-    }
-    _run(source, output, loading, {"batch_size": batch_size or "auto"}, timeout, running)
+    loading: dict[str, Any] = {"model": model, "num_frames": num_frames, "fps": fps, "prompt": prompt}
+    loading |= {"num_beams": beams, "max_length": max_length, "revision": revision, "load_in": load_in}
+    loading |= {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    captioning = {"batch_size": batch_size or "auto", **_cutting(segments, stride, min_segment, max_segment)}
+    if device == "cpu" and gpus_per_worker is None:
+        gpus_per_worker = 0.0
+    running: dict[str, Any] = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
+    running |= {"file_format": str(output_format or BulkFormat.parquet), "retry_failed": retry_failed}
+    _run(source, output, loading, captioning, timeout, running)
+
+
+def _cutting(
+    segments: str | None, stride: float | None, min_segment: float | None, max_segment: float | None
+) -> dict[str, Any]:
+    """How films are cut."""
+    options = {"stride": stride, "min_segment": min_segment, "max_segment": max_segment}
+    given = {name: value for name, value in options.items() if value is not None}
+    if segments is None:
+        if given:
+            raise typer.BadParameter(f"--{next(iter(given)).replace('_', '-')} needs --segments.")
+        return {}
+    from swinbert.captioning import Segmentation
+
+    try:
+        return {"segments": Segmentation.of(segments, **given)}
+    except ValueError as error:
+        raise typer.BadParameter(f"--segments: {error}") from None
 
 
 def _run(
@@ -158,9 +172,7 @@ def _run(
 
         from swinbert.captioning.bulk import CaptionerSpec, Job, SharedFailure
 
-        spec = CaptionerSpec(
-            {name: value for name, value in loading.items() if value is not None}, captioning, timeout=timeout
-        )
+        spec = CaptionerSpec.of(loading, captioning, timeout)
         try:
             with _progress() as show, _warnings_as_messages():
                 report = Job(source, output, spec, **running, say=say, show=show).run()

@@ -14,18 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from swinbert.captioning.bulk.clusters import Workers, choose_workers, ray_started
 from swinbert.captioning.bulk.parts import Parts, errors_by_kind, source_ids
-from swinbert.captioning.bulk.pipeline import (
-    Workers,
-    captioned,
-    choose_workers,
-    dataset_of,
-    ray_started,
-    rows_of_block,
-)
+from swinbert.captioning.bulk.pipeline import captioned, dataset_of, rows_of_block
 from swinbert.captioning.bulk.sources import read_source
 from swinbert.captioning.bulk.supervision import CaptionerSpec, SharedFailure
-from swinbert.captioning.bulk.worker import Captioner, worker_settings
+from swinbert.captioning.bulk.worker import Captioner
 
 if TYPE_CHECKING:
     import ray.data
@@ -111,7 +105,7 @@ class Job:
         workers, gpus_per_worker: see `choose_workers`.
         address: see `start_ray`.
         retry_failed: caption again what an earlier run left with an error.
-        worker_class: of the actors.
+        worker_class: of the actors; see [`Captioner`].
         say: called with messages for the user.
         show: called about once a second with the progress.
     """
@@ -184,7 +178,7 @@ class Job:
     def _settings_of_a_worker(self, workers: Workers) -> str:
         import ray
 
-        remote = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(worker_settings)
+        remote = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(self._worker_class.settings)
         return ray.get(remote.remote(self._spec))
 
     # --- Captioning ---------------------------------------------------------------------------------------------------

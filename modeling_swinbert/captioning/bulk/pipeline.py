@@ -1,32 +1,21 @@
 """The pipeline on Ray Data: blocks of clips -> a pool of `Captioner` actors -> blocks of results."""
 
-import contextlib
+import dataclasses
 import logging
 import math
 import os
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from swinbert.captioning.bulk.clusters import Workers, choose_workers, start_ray
 from swinbert.captioning.bulk.sources import identified, read_source
 from swinbert.captioning.bulk.supervision import CaptionerSpec
 from swinbert.captioning.bulk.worker import Captioner
-from swinbert.utils.text import one_line
 
 if TYPE_CHECKING:
     import ray.data
 
-# Local object store: rows of text pass through it, never frames.
-_OBJECT_STORE_BYTES = 256 << 20
-# Environment of Ray. C++ code reports to stderr what Ray mends by itself.
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 # Clips of a block, which one call of an actor captions: small enough that little is lost with a worker and that the
 # last blocks keep all workers busy, large enough that scheduling costs little.
 _LARGEST_BLOCK = 128
@@ -34,118 +23,6 @@ _BLOCKS_FOR_EACH_WORKER = 32
 # Clips that wait in a worker, so that batches are full and the next are read beside the model.
 _CLIPS_AHEAD = 48
 _MOST_CALLS_AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How many workers there are, and what of a machine each has."""
-
-    number: int
-    cores: int
-    gpus: float = 0.0
-    # Of Ray's accounts: less than a core where there are more workers than cores.
-    cpus: float = 1.0
-
-
-# --- Ray --------------------------------------------------------------------------------------------------------------
-
-
-def start_ray(address: str | None = None) -> bool:
-    """
-    Connects to a cluster or starts Ray on this machine, where it ends with this process; nothing, if Ray runs in this
-    process already.
-
-    Args:
-        address: `auto` or `ray://HOST:PORT`; `None` for this machine.
-
-    Returns:
-        Whether it was started.
-
-    Raises:
-        ValueError: the cluster cannot be reached, or is of other versions.
-    """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        return False
-    options: dict[str, Any] = {"address": address or "local", "logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
-        options |= {
-            # What this process may use; Ray would count all of the machine.
-            "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            # In a container, the address of the machine may not lead back to it.
-            "_node_ip_address": "127.0.0.1",
-        }
-    try:
-        with _stderr_closed():
-            ray.init(**options)
-    except Exception as error:  # of many kinds
-        where = "on this machine" if address is None else f"at {address}"
-        raise ValueError(f"Ray {where} cannot be used: {one_line(error)}") from error
-    return True
-
-
-@contextlib.contextmanager
-def ray_started(address: str | None = None) -> Iterator[None]:
-    """`start_ray`, and its end with the block."""
-    import ray
-
-    is_ours = start_ray(address)
-    try:
-        yield
-    finally:
-        if is_ours:
-            ray.shutdown()
-
-
-@contextlib.contextmanager
-def _stderr_closed() -> Iterator[None]:
-    """Ray announces on stderr, from C++, that it has been told to be quiet."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def choose_workers(number: int | None = None, gpus_per_worker: float | None = None) -> Workers:
-    """
-    The workers of a cluster as it is now: one for each GPU, or each core, and the cores of a machine shared among them.
-
-    Args:
-        number: of workers; more than there is room for wait until machines join.
-        gpus_per_worker: 0 for the CPU; a fraction lets several share a GPU.
-
-    Raises:
-        ValueError: there is no room for any, and there will not be.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    gpus = (1.0 if num_gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
-    if gpus and not num_gpus and len(nodes) == 1:
-        raise ValueError(f"Expected GPUs for {gpus:g} a worker, found none: leave --gpus-per-worker out.")
-    places = [math.floor(node.get("GPU", 0.0) / gpus + 1e-6) if gpus else node.get("CPU", 0.0) for node in nodes]
-    if number is None:
-        number = max(1, int(sum(places)))
-    if not gpus:
-        share = min(sum(places) / number, max(places))
-        return Workers(number, max(1, int(share)), cpus=int(share) or share)
-    cores = [node.get("CPU", 0.0) / place for node, place in zip(nodes, places, strict=True) if place]
-    share = min(cores, default=1.0)
-    return Workers(number, max(1, int(share)), gpus, int(share) or share)
-
-
-# --- Ray Data ---------------------------------------------------------------------------------------------------------
 
 
 def caption_dataset(
@@ -190,21 +67,15 @@ def caption_dataset(
 
     start_ray(address)
     chosen = choose_workers(workers, gpus_per_worker)
-    spec = CaptionerSpec(
-        loading=_given(model=model, **loading),
-        captioning=_given(batch_size=batch_size, segments=segments, seed=seed),
-        cores=chosen.cores,
-        timeout=timeout,
-    )
+    # In Ray's accounts half of the cores remain for the tasks before and after, which would else never begin.
+    chosen = dataclasses.replace(chosen, cpus=chosen.cpus / 2 if chosen.cpus <= 1 else chosen.cpus // 2)
+    captioning = {"batch_size": batch_size, "segments": segments, "seed": seed}
+    spec = dataclasses.replace(CaptionerSpec.of({"model": model, **loading}, captioning, timeout), cores=chosen.cores)
     if isinstance(source, ray.data.Dataset):
         return captioned(source.map_batches(_identified, batch_format="pyarrow"), spec, chosen)
     clips = identified([source]) if isinstance(source, pa.Table) else read_source(os.fspath(source))
     block_rows = rows_of_block(len(clips), chosen.number)
     return captioned(dataset_of(clips, block_rows), spec, chosen, block_rows)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _identified(clips: pa.Table) -> pa.Table:
@@ -261,13 +132,4 @@ def captioned(
     )
 
 
-__all__ = [
-    "Workers",
-    "caption_dataset",
-    "captioned",
-    "choose_workers",
-    "dataset_of",
-    "ray_started",
-    "rows_of_block",
-    "start_ray",
-]
+__all__ = ["caption_dataset", "captioned", "dataset_of", "rows_of_block"]

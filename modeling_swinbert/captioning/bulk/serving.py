@@ -1,8 +1,9 @@
 """Captioning what comes through a `Channel`: fetching ahead, batches that wait for nobody, answers for each clip."""
 
 import json
+import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,6 +15,7 @@ from swinbert.captioning.bulk.supervision import Request
 from swinbert.captioning.caption import Caption, CaptionStream, Clip, captions
 from swinbert.captioning.journal import rounded
 from swinbert.captioning.loading import LoadingError, load_captioner
+from swinbert.captioning.segments import Segmentation
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 
 # Clips that are fetched, or being fetched, before the model needs them.
@@ -29,10 +31,14 @@ class _Failure(Exception):
 class _Serving:
     def __init__(self, channel: Channel):
         self._channel, self._spec = channel, channel.spec
+        self._captioning = dict(self._spec.captioning)
+        if isinstance(cutting := self._captioning.get("segments"), Mapping):
+            self._captioning["segments"] = Segmentation(**cutting)
         # Clips that are being fetched, and those that the stream has taken, in their order.
         self._ahead: deque[tuple[int, Request, Future[Fetched]]] = deque()
         self._taken: deque[tuple[int, Fetched]] = deque()
         self._fetcher = Fetcher()
+        self._largest_batch = sys.maxsize  # until memory is short
         self._num_fetched = self._num_unfetched = self._num_captioned = 0
 
     def run(self) -> None:
@@ -50,7 +56,9 @@ class _Serving:
             self._channel.say("failure", f"{type(error).__name__}: {error}")
 
     def _stream(self, clips: Any, captioner: VideoCaptioningPipeline) -> CaptionStream:
-        return captions(clips, captioner, threads=self._spec.cores, **self._spec.captioning)
+        stream = captions(clips, captioner, threads=self._spec.cores, **self._captioning)
+        stream.largest_batch = self._largest_batch
+        return stream
 
     def _take(self) -> None:
         """Waits for a clip, and begins to fetch it."""
@@ -59,12 +67,16 @@ class _Serving:
 
     def _caption_all(self, captioner: VideoCaptioningPipeline) -> None:
         """Captions until no clip waits, and then the rest of the batch: nobody may wait for clips that do not come."""
-        if self._spec.captioning.get("segments") is None:
-            for caption in self._stream(self._clips(), captioner):
+        if self._captioning.get("segments") is None:
+            stream = self._stream(self._clips(), captioner)
+            for caption in stream:
                 self._answer([caption])
+            self._largest_batch = stream.largest_batch
             return
         for clip in self._clips():
-            self._answer(list(self._stream([clip], captioner)))
+            stream = self._stream([clip], captioner)
+            self._answer(list(stream))
+            self._largest_batch = stream.largest_batch
 
     def _clips(self) -> Iterator[Clip]:
         while True:
@@ -92,7 +104,7 @@ class _Serving:
         fetched.discard()
         self._num_captioned += any(caption.text is not None for caption in results)
         for caption in results:
-            if _is_out_of_memory(caption) and not self._num_captioned:
+            if caption.error_kind == "out_of_memory" and not self._num_captioned:
                 raise _Failure(f"There is not enough memory for one clip at a time: {caption.error}")
         self._channel.say("rows", (number, [_row(caption, fetched) for caption in results]))
 
@@ -107,10 +119,6 @@ def _row(caption: Caption, fetched: Fetched) -> dict[str, Any]:
         "error_kind": fetched.error_kind or caption.error_kind,
         "duration": caption.duration,
     }
-
-
-def _is_out_of_memory(caption: Caption) -> bool:
-    return caption.error_kind in ("OutOfMemoryError", "MemoryError")
 
 
 def serve(channel: Channel) -> None:

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 # A worker whose first so many clips all end the process blames the machine and not the clips.
@@ -44,6 +45,23 @@ class CaptionerSpec:
     captioning: dict[str, Any] = field(default_factory=dict)
     cores: int = 1
     timeout: float = 300.0
+
+    @classmethod
+    def of(cls, loading: Mapping[str, Any], captioning: Mapping[str, Any], timeout: float) -> "CaptionerSpec":
+        """
+        A spec in values that a process on another machine reads without importing torch: paths are absolute,
+        segmentations are dictionaries, enumerations are text, and what is `None` is left out.
+        """
+        loading, captioning = (
+            {name: str(value) if isinstance(value, StrEnum) else value for name, value in each.items()}
+            for each in (loading, captioning)
+        )
+        if loading.get("model") is not None and os.path.isdir(loading["model"]):
+            loading["model"] = os.path.abspath(loading["model"])
+        if is_dataclass(segments := captioning.get("segments")) and not isinstance(segments, type):
+            captioning["segments"] = asdict(segments)
+        given = ({name: value for name, value in each.items() if value is not None} for each in (loading, captioning))
+        return cls(*given, timeout=timeout)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ class Captioner:
         rows, has_segments = self._supervisor.caption(requests), self._spec.captioning.get("segments") is not None
         return result_table(clips, rows, self._supervisor.settings(), has_segments)
 
-
-def worker_settings(spec: CaptionerSpec) -> str:
-    """The settings that a worker would have here."""
-    return Supervisor(spec).settings()
+    @staticmethod
+    def settings(spec: CaptionerSpec) -> str:
+        """All that decides a caption here, as JSON."""
+        return Supervisor(spec).settings()
 
 
 def result_table(
@@ -70,4 +70,4 @@ def result_table(
     return pa.table(columns)
 
 
-__all__ = ["Captioner", "result_table", "worker_settings"]
+__all__ = ["Captioner", "result_table"]
