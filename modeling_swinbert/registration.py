@@ -51,10 +51,14 @@ class _RegistrationHook(MetaPathFinder):
     def _register(self, thread: int) -> None:
         try:
             register()
-        except (ImportError, RuntimeError):
-            # Where two threads wait for each other's imports, Python stops one of them with a RuntimeError or lets it
-            # see an incomplete module: the other thread is executing that one, and registers afterwards.
+        except ImportError:
+            # Where two threads wait for each other's imports, Python lets one of them see an incomplete module: the
+            # other thread is executing it, and registers afterwards.
             if set(self._executing.values()) == {thread}:
+                raise
+        except RuntimeError as error:
+            # Or it stops one of them: the other thread is about to execute a module of ours, and registers then.
+            if type(error).__name__ != "_DeadlockError":
                 raise
         else:
             self.registered = True

@@ -1,5 +1,6 @@
 """Fixtures of more than one file."""
 
+import os
 from pathlib import Path
 
 import huggingface_hub
@@ -8,6 +9,11 @@ import transformers.utils.hub
 from encoded_clips import GROUPS, encode
 from hub_server import HubServer
 from huggingface_hub import constants
+
+
+def pytest_configure(config):
+    if config.getoption("numprocesses", 0):  # threads of several processes would wait for each other
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture
