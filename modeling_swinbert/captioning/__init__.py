@@ -10,6 +10,7 @@ for caption in captions(["a.mp4", "b.mp4"], load_captioner("moving-shapes")):
 
 from swinbert.captioning.caption import Alternative, Caption, CaptionStream, Clip, captions
 from swinbert.captioning.clips import find_clips
+from swinbert.captioning.live import LiveStream
 from swinbert.captioning.loading import LoadingError, load_captioner
 from swinbert.captioning.segments import Segmentation, merge_segments
 
@@ -18,6 +19,7 @@ __all__ = [
     "Caption",
     "CaptionStream",
     "Clip",
+    "LiveStream",
     "LoadingError",
     "Segmentation",
     "captions",
