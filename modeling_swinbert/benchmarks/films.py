@@ -63,7 +63,7 @@ def _repeat(source: Path, path: Path, seconds: float) -> None:
     """Writes a film that repeats a clip, whose packets are copied, and ends with the first repeat beyond `seconds`."""
     with av.open(str(source)) as container, av.open(str(path), "w") as output:
         stream = output.add_stream_from_template(container.streams.video[0])
-        packets = [packet for packet in container.demux(video=0) if packet.size]
+        packets: list[Any] = [packet for packet in container.demux(video=0) if packet.size]
         times = [(packet.pts, packet.dts) for packet in packets]
         length = max(packet.pts + packet.duration for packet in packets) - min(pts for pts, _ in times)
         shift = 0
@@ -103,9 +103,8 @@ def _decode_each(path: Path, wanted: list[np.ndarray], resize: Any) -> None:
     """The same frames, by opening the file anew and seeking for each window, as a call of `ffmpeg -ss` does."""
     for numbers in wanted:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+            stream: Any = container.streams.video[0]
             stream.thread_type = "AUTO"
-            assert stream.average_rate is not None and stream.time_base is not None
             per_second = float(stream.average_rate)
             container.seek(int(numbers[0] / per_second / float(stream.time_base)), stream=stream)
             remaining = set(numbers.tolist())

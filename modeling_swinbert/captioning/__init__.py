@@ -17,6 +17,7 @@ __all__ = [
     "CaptionStream",
     "Clip",
     "Explanation",
+    "LiveStream",
     "LoadingError",
     "Segmentation",
     "captions",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from swinbert.captioning.caption import Alternative, Caption, CaptionStream, Clip, captions
     from swinbert.captioning.clips import find_clips
     from swinbert.captioning.explaining import Explanation, explain
+    from swinbert.captioning.live import LiveStream
     from swinbert.captioning.loading import LoadingError, load_captioner
     from swinbert.captioning.segments import Segmentation, merge_segments
 else:
@@ -39,6 +41,7 @@ else:
         **dict.fromkeys(("Alternative", "Caption", "CaptionStream", "Clip", "captions"), "caption"),
         "find_clips": "clips",
         **dict.fromkeys(("Explanation", "explain"), "explaining"),
+        "LiveStream": "live",
         **dict.fromkeys(("LoadingError", "load_captioner"), "loading"),
         **dict.fromkeys(("Segmentation", "merge_segments"), "segments"),
     }

@@ -1,7 +1,7 @@
 """Captions as a subtitle track in a copy of their video: a soft one, which players show or not; nothing is encoded."""
 
 import contextlib
-import itertools
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -75,11 +75,12 @@ def burn(video: Any, rows: Iterable[Row], output: Path) -> None:
 
 def _cues(rows: Iterable[Row]) -> Iterator[tuple[int, int, str]]:
     """Begin and end in milliseconds, and text, of what is to be shown; no two overlap."""
-    shown = [(*(round(1000 * time) for time in cue_range(row.caption)), row.text) for row in rows if row.text]
-    for (begin, end, text), (following, *_) in itertools.zip_longest(shown, shown[1:], fillvalue=(None, None, "")):
-        end = end if following is None else min(end, following)
-        if end > begin:
-            yield begin, end, text
+    shown = [(cue_range(row.caption), row.text) for row in rows if row.text]
+    following = [begin for (begin, _), _ in shown[1:]]
+    for ((begin, end), text), next_begin in zip(shown, [*following, math.inf], strict=True):
+        first, last = round(1000 * begin), round(1000 * min(end, next_begin))
+        if last > first:
+            yield first, last, text
 
 
 def _remux(
@@ -89,7 +90,7 @@ def _remux(
     beginning = timeline.pts[0] * timeline.time_base if timeline.has_time_stamps else Fraction(0)
     with av.open(str(output), "w") as written:
         streams = {each.index: written.add_stream_from_template(each, opaque=True) for each in copied}
-        subtitles = written.add_stream(codec)
+        subtitles: Any = written.add_stream(codec)
         subtitles.codec_context.subtitle_header = _STYLE
         subtitles.codec_context.time_base = _MILLISECOND
         written.start_encoding()

@@ -8,6 +8,7 @@ import typer
 from swinbert.cli.loading import load_captioner_or_exit
 from swinbert.cli.messages import fail, lines_and_progress, say
 from swinbert.cli.options import (
+    AllowNetworkStreams,
     BatchSize,
     Beams,
     Burn,
@@ -40,6 +41,7 @@ from swinbert.cli.options import (
     Segments,
     SkipDuplicates,
     Start,
+    Stream,
     Stride,
     Temperature,
     Threads,
@@ -48,6 +50,7 @@ from swinbert.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from swinbert.captioning import Clip
     from swinbert.captioning.labelling import Labelling
     from swinbert.processing import VideoCaptioningPipeline
 
@@ -75,6 +78,8 @@ def caption(
     scene_threshold: SceneThreshold = None,
     no_merge: NoMerge = False,
     merge_similar: MergeSimilar = None,
+    stream: Stream = False,
+    allow_network_streams: AllowNetworkStreams = False,
     beams: Beams = None,
     n_best: NBest = None,
     min_length: MinLength = None,
@@ -157,15 +162,46 @@ def _cutting(given: SimpleNamespace) -> dict[str, Any]:
         fail(str(error))
     except ValueError as error:
         raise typer.BadParameter(f"--segments: {error}") from None
-    return {"segments": segmentation, "merge": not given.no_merge, "similarity": given.merge_similar}
+    # Of a stream, a caption should not wait for the next one.
+    merge = given.merge_similar is not None if given.stream else not given.no_merge
+    return {"segments": segmentation, "merge": merge, "similarity": given.merge_similar}
+
+
+def _clips(given: SimpleNamespace) -> "list[Clip]":
+    """What is to be captioned."""
+    from swinbert.captioning import Clip, LiveStream, find_clips
+
+    if not given.stream:
+        return list(find_clips(given.clips, given.start, given.end))
+    (name,) = given.clips
+    # Not `sys.stdin`, which waits until its buffer is full.
+    source = open(0, "rb", buffering=0, closefd=False) if name == "-" else name
+    return [Clip(LiveStream(source, given.allow_network_streams), name=name)]
+
+
+def _check_stream(given: SimpleNamespace) -> None:
+    """Refuses what a stream cannot be asked for."""
+    if not given.stream:
+        if given.allow_network_streams:
+            raise typer.BadParameter("--allow-network-streams needs --stream.")
+        return
+    if len(given.clips) != 1:
+        raise typer.BadParameter(f"--stream captions one clip, got {len(given.clips)}.")
+    if given.segments in (None, "scenes") or given.stride is not None:
+        raise typer.BadParameter("--stream needs --segments SECONDS, of windows that do not overlap.")
+    for name in ("output", "write_beside", "burn", "start", "end", "batch_size"):
+        if getattr(given, name):
+            raise typer.BadParameter(f"--stream prints captions as they come: leave out --{name.replace('_', '-')}.")
+    if given.output_format in (OutputFormat.metadata, OutputFormat.activitynet):
+        raise typer.BadParameter(f"--stream prints captions as they come, which --format {given.output_format} cannot.")
 
 
 def _labelling(given: SimpleNamespace) -> "tuple[Labelling, bool]":
     """What is to be captioned into what, and whether the only argument is one clip."""
     if given.start is not None and given.end is not None and given.start >= given.end:
         raise typer.BadParameter(f"--start {given.start:g} must be before --end {given.end:g}.")
+    _check_stream(given)
     cutting = _cutting(given)
-    from swinbert.captioning import find_clips
     from swinbert.captioning.labelling import Destination, Labelling
 
     destination = Destination(
@@ -177,8 +213,8 @@ def _labelling(given: SimpleNamespace) -> "tuple[Labelling, bool]":
         skip_duplicates=given.skip_duplicates,
         burned=given.burn,
     )
-    found = list(find_clips(given.clips, given.start, given.end))
     try:
+        found = _clips(given)
         labelling = Labelling(found, destination, report=say, **cutting)
     except (OSError, ValueError) as error:
         fail(str(error))
@@ -190,7 +226,8 @@ def _run(
 ) -> None:
     """Captions, and says at the end how it went."""
     seed = (given.seed or 0) if given.sample else None
-    captioning = {"batch_size": given.batch_size or "auto", "threads": given.threads, "seed": seed}
+    batch_size = 1 if given.stream else given.batch_size or "auto"
+    captioning = {"batch_size": batch_size, "threads": given.threads, "seed": seed}
     try:
         with lines_and_progress(len(labelling.clips) if labelling.segments is None else 1) as write:
             summary = labelling.run(captioner, write, only_caption, **captioning)
@@ -198,6 +235,9 @@ def _run(
         raise
     except (OSError, ValueError) as error:
         fail(str(error))
+    finally:
+        if given.stream:
+            say(str(labelling.clips[0].video))
     if summary.num_clips > 1:
         say(str(summary))
         if num_failed := summary.num_clips - summary.num_captioned:

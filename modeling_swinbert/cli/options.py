@@ -193,6 +193,21 @@ MergeSimilar = Annotated[
     ),
 ]
 
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Caption each window while the clip goes on: - (a pipe), a file that grows, or an address in the network."
+        " Where the model is slower, windows are dropped and reported.",
+    ),
+]
+AllowNetworkStreams = Annotated[
+    bool,
+    typer.Option(
+        "--allow-network-streams", help="With --stream, let FFmpeg connect to an address: RTSP, HTTP (FLV...), HLS."
+    ),
+]
+
 # --- How captions are generated ---------------------------------------------------------------------------------------
 
 MinLength = Annotated[
