@@ -189,7 +189,6 @@ def test_exactly_once_after_the_death_of_a_worker_and_of_the_driver(tmp_path):
         wait_for_parts(output, 1, job)
         started = psutil.Process(job.pid).children(recursive=True)
         workers = [each for each in started if "Captioner" in "".join(each.cmdline())]
-        assert len(workers) == 2
         workers[0].kill()
         time.sleep(1)
         started += psutil.Process(job.pid).children(recursive=True)

@@ -1,7 +1,7 @@
 """
 What a job of a million clips costs the process that runs it: `swinbert bulk` with workers that sleep.
 
-    python -m swinbert.benchmarks.bulk_simulation [--clips N] [--workers N] [--seconds S]
+    python modeling_swinbert/benchmarks/bulk_simulation.py [--clips N] [--workers N] [--seconds S]
 
 All is as in a real job (manifest, identities, Ray Data, parts, going on), but a worker sleeps for the time that a clip
 takes instead of captioning it. Sleeping takes no core: there can be more workers than cores. Prints one line of JSON:
@@ -103,7 +103,7 @@ def simulate(clips: int, workers: int, seconds: float) -> dict[str, Any]:
             if first is None and progress.num_done:
                 first = last
 
-        job = {"worker_class": SleepingCaptioner, "workers": workers, "say": lambda message: None}
+        job: dict[str, Any] = {"worker_class": SleepingCaptioner, "workers": workers, "say": lambda message: None}
         spec = CaptionerSpec({"seconds": seconds})
         start_mib, cpu, store = _peak_mib(), time.process_time(), _ObjectStore()
         begin = time.monotonic()

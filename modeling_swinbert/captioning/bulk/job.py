@@ -121,7 +121,7 @@ class Job:
         gpus_per_worker: float | None = None,
         address: str | None = None,
         retry_failed: bool = False,
-        worker_class: type = Captioner,
+        worker_class: type[Any] = Captioner,
         say: Callable[[str], None] = print,
         show: Callable[[Progress], None] = lambda progress: None,
     ):
@@ -148,13 +148,19 @@ class Job:
             done, num_rows, errors = self._parts.done()
             pending = clips.filter(pa.array([each not in done for each in clips["clip_id"].to_pylist()], pa.bool_()))
             progress = Progress(len(clips), len(clips) - len(pending))
+            del clips  # a table of a million clips is large
             if progress.num_before:
-                self._say(f"{progress.num_before:,} of {len(clips):,} clips are in {self._parts.folder} already.")
+                self._say(
+                    f"{progress.num_before:,} of {progress.num_clips:,} clips are in {self._parts.folder} already."
+                )
             with ray_started(self._address), explained():
                 workers = choose_workers(self._workers, self._gpus_per_worker)
                 self._spec = replace(self._spec, cores=workers.cores)
                 if len(pending):
-                    self._caption(pending, workers, done, progress)
+                    rows = rows_of_block(len(pending), workers.number)
+                    blocks = dataset_of(pending, rows)
+                    del pending
+                    self._write_all(captioned(blocks, self._spec, workers, rows, self._worker_class), done, progress)
                 else:
                     self._check_settings(self._settings_of_a_worker(workers))
             report = self._report(progress, workers, num_rows, errors)
@@ -183,10 +189,7 @@ class Job:
 
     # --- Captioning ---------------------------------------------------------------------------------------------------
 
-    def _caption(self, pending: pa.Table, workers: Workers, done: set[str], progress: Progress) -> None:
-        rows = rows_of_block(len(pending), workers.number)
-        results = captioned(dataset_of(pending, rows), self._spec, workers, rows, self._worker_class)
-        del pending
+    def _write_all(self, results: "ray.data.Dataset", done: set[str], progress: Progress) -> None:
         waiting: list[pa.Table] = []
         written = digest = ""
         oldest = time.monotonic()

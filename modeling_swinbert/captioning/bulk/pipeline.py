@@ -105,7 +105,7 @@ def captioned(
     spec: CaptionerSpec,
     workers: Workers,
     block_rows: int = _LARGEST_BLOCK,
-    worker_class: type = Captioner,
+    worker_class: type[Any] = Captioner,
 ) -> "ray.data.Dataset":
     """Clips, in blocks of so many rows, -> results, by actors of `worker_class`, each constructed with `spec`."""
     import ray

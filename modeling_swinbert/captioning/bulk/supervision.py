@@ -52,16 +52,19 @@ class CaptionerSpec:
         A spec in values that a process on another machine reads without importing torch: paths are absolute,
         segmentations are dictionaries, enumerations are text, and what is `None` is left out.
         """
-        loading, captioning = (
-            {name: str(value) if isinstance(value, StrEnum) else value for name, value in each.items()}
-            for each in (loading, captioning)
-        )
-        if loading.get("model") is not None and os.path.isdir(loading["model"]):
-            loading["model"] = os.path.abspath(loading["model"])
-        if is_dataclass(segments := captioning.get("segments")) and not isinstance(segments, type):
-            captioning["segments"] = asdict(segments)
-        given = ({name: value for name, value in each.items() if value is not None} for each in (loading, captioning))
-        return cls(*given, timeout=timeout)
+        return cls(_plain(loading), _plain(captioning), timeout=timeout)
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: value for name, value in arguments.items() if value is not None}
+    for name, value in plain.items():
+        if isinstance(value, StrEnum):
+            plain[name] = str(value)
+        elif name == "model" and os.path.isdir(value):
+            plain[name] = os.path.abspath(value)
+        elif is_dataclass(value) and not isinstance(value, type):
+            plain[name] = asdict(value)
+    return plain
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,8 @@ class Supervisor:
             if source is None:
                 self._waiting += message
                 self._send_more()
-            elif source is self._process:
-                self._handle(source, *message)
+            elif self._process is not None and source is self._process:
+                self._handle(self._process, *message)
 
     def _patience(self) -> float | None:
         """Seconds until the process has been silent for too long; loading may last, and idling too."""
