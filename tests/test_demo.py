@@ -180,6 +180,14 @@ def test_names_and_texts_are_escaped():
         assert "<script>" not in page and "&lt;script&gt;" in page
 
 
+def test_a_caption_without_words_is_said_to_be_one():
+    page = result_html(Progress([Caption("a.mp4", text="", score=-1.0, duration=2.0)]), is_complete=True)
+    assert "<em>no words</em>" in page and "data-caption" not in page
+    film = [Caption("a.mp4", 0.0, 1.0, "", -1.0), Caption("a.mp4", 1.0, 2.0, error="damaged")]
+    page = result_html(Progress(film), is_complete=True)
+    assert "<em>no words</em>" in page and "<em>damaged</em>" in page and page.count("failed") == 2
+
+
 def test_downloads_hold_the_files():
     found = [Caption("film.mp4", 0.0, 2.0, "a cat", -0.5, duration=4.0), Caption("film.mp4", 2.0, 4.0, error="damaged")]
     page = result_html(Progress(found), is_complete=True)

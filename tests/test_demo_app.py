@@ -55,6 +55,8 @@ def test_named_endpoints(client):
     (row,) = client.predict(video=handle_file(SAMPLE), alternatives=1, api_name="/caption")
     assert "red cross" in row["caption"] and row["score"] < 0 and row["duration"] == 2.0
     assert len(row["alternatives"]) == 1
+    rows = client.predict(video=handle_file(SAMPLE), segments="0.5", alternatives=0, api_name="/caption")
+    assert [(row["start"], row["end"]) for row in rows] == [(0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2)]
     explanation = client.predict(video=handle_file(SAMPLE), caption="a red cross", api_name="/explain")
     assert [each["word"] for each in explanation["words"]] == ["a", "red", "cross"]
     assert len(explanation["times"]) == len(explanation["words"][0]["frames"])
@@ -65,12 +67,13 @@ def test_named_endpoints(client):
     [
         ({"video": handle_file(__file__)}, "test_demo_app.py: expected a video file, found "),
         ({"url": "http://127.0.0.1:9/clip.mp4"}, "http://127.0.0.1:9/clip.mp4: expected a public address"),
+        ({"video": handle_file(SAMPLE), "segments": "often"}, 'Segments are seconds or "scenes"'),
         ({}, "Expected a video, or its address as `url`; found neither."),
     ],
-    ids=["no video", "private address", "nothing"],
+    ids=["no video", "private address", "no segments", "nothing"],
 )
 def test_errors_are_one_sentence(client, capfd, arguments, message):
-    with pytest.raises(Exception, match="expected|Expected") as raised:
+    with pytest.raises(Exception, match="expected|Expected|Segments") as raised:
         client.predict(**arguments, api_name="/caption")
     assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
     assert "Traceback" not in capfd.readouterr().err

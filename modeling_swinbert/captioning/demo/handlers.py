@@ -63,7 +63,8 @@ class Handlers:
         if video is None or not chosen:
             return error_html("Caption a clip first.")
         try:
-            return explanation_html(self.demo.explain(Path(video), **chosen), Path(video))
+            wanted = [chosen.get(name) for name in ("caption", "start", "end")]
+            return explanation_html(self.demo.explain(Path(video), *wanted), Path(video))
         except DemoError as error:
             return error_html(str(error))
 

@@ -12,8 +12,7 @@ TITLE = "Video captioning"
 _SEGMENTS = [
     (f"{WINDOW:g} s each, if longer than {LONG:g} s", "auto"),
     ("The whole video", "whole"),
-    ("5 s each", "5"),
-    ("30 s each", "30"),
+    *((f"{seconds} s each", str(seconds)) for seconds in (2, 5, 10, 30, 60)),
     ("Scenes", "scenes"),
 ]
 # Events of one name wait for each other: the model works on one clip at a time.
@@ -49,7 +48,9 @@ def build(demo: Demo, title: str = TITLE) -> gr.Blocks:
 
         _connect_clip(handlers, clip, demo)
         shown = [result, explain, explanation]
-        clip.caption.click(handlers.show_caption, [clip.video, *settings], shown, **_PRIVATE, **_MODEL)
+        clip.caption.click(
+            handlers.show_caption, [clip.video, *settings], shown, show_progress_on=result, **_PRIVATE, **_MODEL
+        )
         # Which segment is explained, the browser knows.
         explain.click(
             handlers.show_explanation,
@@ -92,13 +93,7 @@ def _settings(demo: Demo) -> list[Any]:
     gr.HTML(model_html(demo.captioner))
     with gr.Row():
         return [
-            gr.Dropdown(
-                _SEGMENTS,
-                value=preset.segments,
-                label="Segments",
-                info="One sentence for each. Other numbers of seconds can be typed.",
-                allow_custom_value=True,
-            ),
+            gr.Dropdown(_SEGMENTS, value=preset.segments, label="Segments", info="One sentence for each."),
             gr.Slider(1, MAX_BEAMS, preset.beams, step=1, label="Beams", info="1 is greedy search."),
             gr.Slider(0, MAX_BEAMS - 1, preset.alternatives, step=1, label="Other captions", info="Less likely ones."),
         ]
@@ -114,7 +109,9 @@ def _connect_clip(handlers: Handlers, clip: ClipInput, demo: Demo) -> None:
 def _add_endpoints(handlers: Handlers, clip: ClipInput, settings: list[Any]) -> None:
     """For programs and agents: what the page does, by buttons that nobody sees."""
     answer, text = gr.JSON(visible=False), gr.Textbox("", label="Caption", visible=False)
+    segments = gr.Textbox(Settings().segments, label="Segments", visible=False)  # any number of seconds
     inputs = [clip.video, clip.url]
+    settings = [segments, *settings[1:]]
     gr.Button(visible=False).click(handlers.caption, [*inputs, *settings], answer, api_name="caption", **_MODEL)
     if handlers.demo.can_explain:
         gr.Button(visible=False).click(handlers.explain, [*inputs, text], answer, api_name="explain", **_MODEL)

@@ -76,15 +76,16 @@ def _single(caption: Caption) -> str:
         f'<li><span>{html.escape(other.text)}</span><span class="score">{_score(other.score)}</span></li>'
         for other in caption.alternatives
     )
-    return (
-        f'<p class="caption" lang="en" data-caption>{html.escape(caption.text or "")}</p>'
-        f'<p class="about">{_about(caption)}</p>'
-        + (
-            f'<details class="others" open><summary>Other captions</summary><ol>{others}</ol></details>'
-            if others
-            else ""
-        )
+    return f'<p class="caption">{_text(caption)}</p><p class="about">{_about(caption)}</p>' + (
+        f'<details class="others" open><summary>Other captions</summary><ol>{others}</ol></details>' if others else ""
     )
+
+
+def _text(caption: Caption) -> str:
+    """The caption, marked as what is explained; or why there is none."""
+    if caption.text:
+        return f'<span lang="en" data-caption>{html.escape(caption.text)}</span>'
+    return f"<em>{html.escape('no words' if caption.text is not None else f'{caption.error}')}</em>"
 
 
 def _about(caption: Caption) -> str:
@@ -104,16 +105,16 @@ def _timeline(found: Sequence[Caption]) -> str:
     band, rows = [], []
     for caption in found:
         start, stop = caption.start or 0.0, caption.end or end
-        text = html.escape(caption.text if caption.text is not None else f"{caption.error}")
+        title = html.escape(caption.text if caption.text is not None else f"{caption.error}")
         failed = " failed" if caption.text is None else ""
         seek = f'type="button" data-seek="{start:.3f}" data-until="{stop:.3f}"'
         style = f"left:{100 * start / end:.3f}%;width:{100 * (stop - start) / end:.3f}%"
         # The list has the same buttons: in the band they are left out for the keyboard and for screen readers.
-        band.append(f'<button {seek} class="cell{failed}" style="{style}" tabindex="-1" title="{text}"></button>')
+        band.append(f'<button {seek} class="cell{failed}" style="{style}" tabindex="-1" title="{title}"></button>')
         score = f'<span class="score">{_score(caption.score)}</span>' if caption.score is not None else ""
         rows.append(
             f'<li><button {seek} class="segment{failed}"><span class="times">{clock(start)} – {clock(stop)}</span>'
-            f"<span data-caption>{text}</span>{score}</button></li>"
+            f"<span>{_text(caption)}</span>{score}</button></li>"
         )
     return (
         f'<div class="band" aria-hidden="true">{"".join(band)}</div>'
