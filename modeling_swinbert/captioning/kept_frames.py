@@ -13,6 +13,8 @@ from swinbert.processing.video_timeline_swinbert import VideoMetadata, check_num
 
 # Short side of kept frames, for models whose processors get them as they are.
 _KEPT_SHORT_SIDE = 480
+# Kept frames of a second for these models, which sample few: reducing a frame takes longer than decoding it.
+_KEPT_RATE = 12.5
 
 
 class KeptFrames:
@@ -95,13 +97,18 @@ def frame_reducer(family: CaptionerFamily) -> Callable[[np.ndarray], np.ndarray]
     return family.frame_resizer() or _shrink
 
 
+def frame_step(family: CaptionerFamily, fps: float | None) -> int:
+    """Every how many frames one is kept where memory sets no limit."""
+    return 1 if family.frame_resizer() is not None or fps is None else max(1, round(fps / _KEPT_RATE))
+
+
 def _shrink(picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     factor = _KEPT_SHORT_SIDE / min(height, width)
     if factor >= 1:
         return picture
     size = round(width * factor), round(height * factor)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
-__all__ = ["KeptFrames", "frame_reducer", "undecodable"]
+__all__ = ["KeptFrames", "frame_reducer", "frame_step", "undecodable"]
