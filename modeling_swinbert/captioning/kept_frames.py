@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
+from swinbert.processing.video_decoding_swinbert import wanted_frames
 from swinbert.processing.video_sources_swinbert import VideoDecodeError
-from swinbert.processing.video_timeline_swinbert import VideoMetadata, check_num_frames, frame_range, sample_indices
+from swinbert.processing.video_timeline_swinbert import VideoMetadata
 
 # Short side of kept frames, for models whose processors get them as they are.
 _KEPT_SHORT_SIDE = 480
@@ -58,7 +59,7 @@ class KeptFrames:
             if strict:
                 raise VideoDecodeError(self.name, "undecodable", f"{text}.")
             warnings.warn(f"{self.name}: {text}.", stacklevel=2)
-        wanted = self._wanted(indices, num_frames, start, end)
+        wanted = wanted_frames(self.name, self.times, self._metadata, indices, num_frames, start, end)
         kept = np.array([number for number, _ in self.frames])
         nearest = np.abs(kept - wanted[:, None]).argmin(axis=1)
         unique, inverse = np.unique(nearest, return_inverse=True)
@@ -77,15 +78,6 @@ class KeptFrames:
         duration = float(stop - self.times[first])
         fps = (last - first) / duration if duration > 0 else None
         return VideoMetadata(total_num_frames=last - first, fps=fps, duration=duration)
-
-    def _wanted(self, indices: Any, num_frames: int | None, start: float | None, end: float | None) -> np.ndarray:
-        check_num_frames(self.name, num_frames)
-        first, last = frame_range(self.name, self.times, start, end)
-        if callable(indices):
-            indices = indices(self._metadata(first, last))
-        elif indices is None:
-            indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
-        return first + np.asarray(indices)
 
 
 def undecodable(name: str, num_frames: int) -> VideoDecodeError:
