@@ -89,6 +89,35 @@ def _checked_indices(name: str, indices: Any, num_available: int) -> np.ndarray:
     return indices.astype(np.int64)
 
 
+def wanted_frames(
+    name: str,
+    times: np.ndarray,
+    metadata: Callable[[int, int], VideoMetadata],
+    indices: Any,
+    num_frames: int | None,
+    start: float | None,
+    end: float | None,
+    **unit: float,
+) -> np.ndarray:
+    """
+    (T,) numbers of the frames that a call of `decode_video` asks for.
+
+    Args:
+        name (`str`): the clip, for messages.
+        times (`np.ndarray`): (F,) ascending seconds from its first frame.
+        metadata: of its frames from one number up to, not including, another.
+        indices, num_frames, start, end: as of [`decode_video`].
+        unit: `time_base` of [`frame_range`].
+    """
+    check_num_frames(name, num_frames)
+    first, last = frame_range(name, times, start, end, **unit)
+    if callable(indices):
+        indices = indices(metadata(first, last))
+    elif indices is None:
+        indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
+    return first + _checked_indices(name, indices, last - first)
+
+
 class _SharedFrames:
     """Frames that one segment of a video leaves to the next ones, up to `_SHARED_BYTES`."""
 
@@ -205,14 +234,15 @@ class VideoReader:
         """(T,) numbers of frames, counted from the first of the video; the other arguments count from `part`'s."""
         if not self._is_open:
             raise ValueError(f"{self.name}: the reader is closed.")
-        check_num_frames(self.name, num_frames)
         times = self.timeline.seconds[part.start : part.stop]
-        first, last = frame_range(self.name, times - times[0], start, end, float(self.timeline.time_base))
-        if callable(indices):
-            indices = indices(self.timeline.metadata(part[first], part[last - 1] + 1))
-        elif indices is None:
-            indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
-        return part[first] + _checked_indices(self.name, indices, last - first)
+        unit = float(self.timeline.time_base)
+
+        def metadata(first: int, last: int) -> VideoMetadata:
+            return self.timeline.metadata(part.start + first, part.start + last)
+
+        return part.start + wanted_frames(
+            self.name, times - times[0], metadata, indices, num_frames, start, end, time_base=unit
+        )
 
     def preview_frames(
         self, part: range, width: int
@@ -454,4 +484,5 @@ __all__ = [
     "frame_range",
     "header_duration",
     "sample_indices",
+    "wanted_frames",
 ]

@@ -77,7 +77,8 @@ def test_captions_come_while_the_stream_goes_on(captioner):
     assert stream.num_frames == 100 and stream.lag < 3 and not sent.pipe.closed
 
 
-def test_a_fast_pipe_waits_and_gives_the_captions_of_the_file(captioner, transport_stream):
+def test_a_fast_pipe_waits_and_gives_the_captions_of_the_file(transport_stream):
+    captioner = load_captioner("moving-shapes", device="cpu", dtype="float32")
     expected = list(captions([transport_stream], captioner, segments=0.5))
     stream = LiveStream(transport_stream.open("rb", buffering=0))
     found = list(captions([stream], captioner, segments=0.5))

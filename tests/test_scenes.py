@@ -203,6 +203,19 @@ def test_nothing_to_read_is_an_error_of_the_scene():
         KeptFrames("film.mp4", np.arange(3.0), 3.0, []).read_frames()
 
 
+def test_the_same_scenes_again_after_an_interruption(tmp_path):
+    film = write_film(tmp_path / "film.mp4", [40, 8, 60, 70, 20], looks=[0, 1, 1, 2, 3])
+    captioner = load_captioner("moving-shapes", device="cpu", dtype="float32")
+    segmentation = Segmentation(scenes=True, max_segment=1.5)
+    everything = list(captions([film], captioner, segments=segmentation, batch_size=2))
+    done = {each.start for each in everything[:3]}
+    rest = captions([film], captioner, segments=segmentation, batch_size=2, is_done=lambda clip: clip.start in done)
+    assert [(each.start, each.end, each.text) for each in rest] == [
+        (each.start, each.end, each.text) for each in everything[3:]
+    ]
+    assert len(everything) > 5
+
+
 # ---------------------------------------------------------------------------------------------------------- real clips
 
 

@@ -8,11 +8,14 @@ import numpy as np
 from PIL import Image
 
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
+from swinbert.processing.video_decoding_swinbert import wanted_frames
 from swinbert.processing.video_sources_swinbert import VideoDecodeError
-from swinbert.processing.video_timeline_swinbert import VideoMetadata, check_num_frames, frame_range, sample_indices
+from swinbert.processing.video_timeline_swinbert import VideoMetadata
 
 # Short side of kept frames, for models whose processors get them as they are.
 _KEPT_SHORT_SIDE = 480
+# Kept frames of a second for these models, which sample few: reducing a frame takes longer than decoding it.
+_KEPT_RATE = 12.5
 
 
 class KeptFrames:
@@ -56,7 +59,7 @@ class KeptFrames:
             if strict:
                 raise VideoDecodeError(self.name, "undecodable", f"{text}.")
             warnings.warn(f"{self.name}: {text}.", stacklevel=2)
-        wanted = self._wanted(indices, num_frames, start, end)
+        wanted = wanted_frames(self.name, self.times, self._metadata, indices, num_frames, start, end)
         kept = np.array([number for number, _ in self.frames])
         nearest = np.abs(kept - wanted[:, None]).argmin(axis=1)
         unique, inverse = np.unique(nearest, return_inverse=True)
@@ -76,15 +79,6 @@ class KeptFrames:
         fps = (last - first) / duration if duration > 0 else None
         return VideoMetadata(total_num_frames=last - first, fps=fps, duration=duration)
 
-    def _wanted(self, indices: Any, num_frames: int | None, start: float | None, end: float | None) -> np.ndarray:
-        check_num_frames(self.name, num_frames)
-        first, last = frame_range(self.name, self.times, start, end)
-        if callable(indices):
-            indices = indices(self._metadata(first, last))
-        elif indices is None:
-            indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
-        return first + np.asarray(indices)
-
 
 def undecodable(name: str, num_frames: int) -> VideoDecodeError:
     return VideoDecodeError(name, "undecodable", f"expected frames, found {num_frames} of which none can be decoded.")
@@ -95,13 +89,18 @@ def frame_reducer(family: CaptionerFamily) -> Callable[[np.ndarray], np.ndarray]
     return family.frame_resizer() or _shrink
 
 
+def frame_step(family: CaptionerFamily, fps: float | None) -> int:
+    """Every how many frames one is kept where memory sets no limit."""
+    return 1 if family.frame_resizer() is not None or fps is None else max(1, round(fps / _KEPT_RATE))
+
+
 def _shrink(picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     factor = _KEPT_SHORT_SIDE / min(height, width)
     if factor >= 1:
         return picture
     size = round(width * factor), round(height * factor)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
-__all__ = ["KeptFrames", "frame_reducer", "undecodable"]
+__all__ = ["KeptFrames", "frame_reducer", "frame_step", "undecodable"]

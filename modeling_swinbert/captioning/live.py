@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import av
 import numpy as np
 
-from swinbert.captioning.kept_frames import KeptFrames, frame_reducer
+from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, frame_step
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
 from swinbert.processing.video_backends_swinbert import CONTAINERS, MAX_FRAME_PIXELS, choose_stream
 from swinbert.processing.video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
@@ -115,7 +115,7 @@ class LiveStream:
         try:
             with self._open() as (container, stream):
                 pictures = PictureConverter(self.name, stream, MAX_FRAME_PIXELS)
-                reduce = frame_reducer(family)
+                reduce, step = frame_reducer(family), frame_step(family, float(stream.average_rate or 25))
                 for moment, duration, frame in _timed(_decoded(container, stream), stream):
                     number = math.floor(moment / length + 1e-6)
                     if frames is not None and number > frames.number:
@@ -123,7 +123,7 @@ class LiveStream:
                         frames = None
                     if waiting.is_closed:
                         return
-                    frames = frames or _FramesOfWindow(self.name, number, moment)
+                    frames = frames or _FramesOfWindow(self.name, number, moment, step)
                     with contextlib.suppress(av.error.FFmpegError, ValueError):  # of a damaged frame
                         frames.add(moment, duration, frame, lambda frame=frame: reduce(pictures.convert(frame)))  # type: ignore[misc]
                         self.num_frames += 1
@@ -233,9 +233,9 @@ class _Dropped:
 class _FramesOfWindow:
     """The frames of the window that is received, every `step`-th of which is kept."""
 
-    def __init__(self, name: str, number: int, start: float):
+    def __init__(self, name: str, number: int, start: float, step: int):
         self.number, self.end = number, start
-        self._name, self._start, self._step = name, start, 1
+        self._name, self._start, self._step = name, start, step
         self._times: list[float] = []
         self._frames: list[tuple[int, np.ndarray]] = []
 

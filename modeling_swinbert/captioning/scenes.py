@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, undecodable
+from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, frame_step, undecodable
 from swinbert.captioning.segments import Segmentation, frame_at
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
 from swinbert.processing.video_decoding_swinbert import VideoReader
@@ -100,12 +100,14 @@ class _Scenes:
     Args:
         reader: of the film.
         first: number of its first frame.
+        step: every how many frames one is kept, at least.
     """
 
-    def __init__(self, reader: VideoReader, first: int, segmentation: Segmentation):
+    def __init__(self, reader: VideoReader, first: int, segmentation: Segmentation, step: int = 1):
         self._reader, self._timeline = reader, reader.timeline
         self._shortest, self._longest = segmentation.scene_limits
-        self._waiting = [_Scene(first, math.inf)]
+        self._step = step
+        self._waiting = [_Scene(first, math.inf, step=step)]
         self._lost: list[int] = []
         self._num_bytes = 0
 
@@ -141,7 +143,8 @@ class _Scenes:
         if number <= scene.first:
             scene.strength = max(scene.strength, strength)
             return
-        following = _Scene(number, strength, [frame for frame in scene.frames if frame[0] >= number])
+        later = [frame for frame in scene.frames if frame[0] >= number]
+        following = _Scene(number, strength, later, self._step)
         scene.frames = [frame for frame in scene.frames if frame[0] < number]
         self._waiting.append(following)
         if self._seconds(scene.first, number) >= self._shortest or min(scene.strength, strength) == math.inf:
@@ -210,7 +213,7 @@ def read_scenes(
     """
     reduce = frame_reducer(family)
     detector = _Detector(segmentation.threshold)
-    scenes = _Scenes(reader, part.start, segmentation)
+    scenes = _Scenes(reader, part.start, segmentation, frame_step(family, reader.metadata.fps))
     expected = part.start
     for number, preview, picture in reader.preview_frames(part, _DETECTOR_WIDTH):
         if number > expected:

@@ -229,7 +229,9 @@ def _run(
     batch_size = 1 if given.stream else given.batch_size or "auto"
     captioning = {"batch_size": batch_size, "threads": given.threads, "seed": seed}
     try:
-        with lines_and_progress(len(labelling.clips) if labelling.segments is None else 1) as write:
+        # Of films, only what is written to a file is not seen anyway.
+        num_clips = len(labelling.clips) if labelling.segments is None else 1 if given.output is None else None
+        with lines_and_progress(num_clips) as write:
             summary = labelling.run(captioner, write, only_caption, **captioning)
     except BrokenPipeError:  # of a reader of stdout that has enough
         raise
