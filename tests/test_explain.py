@@ -146,7 +146,7 @@ def test_hiding_pixels_changes_the_hidden_places_alone(captioner):
     visible[0, 2, 0, 1] = False
     hidden = read.with_hidden_pixels(visible)._pixels
     changed = (hidden != inputs["pixel_values_videos"]).any(2)[0]  # (T, H, W)
-    assert changed[4:6, :16, 16:].float().mean() > 0.99 and changed.sum() == changed[4:6, :16, 16:].sum()
+    assert changed[4:6, :16, 16:].float().mean() > 0.9 and changed.sum() == changed[4:6, :16, 16:].sum()
 
 
 def test_order_of_two_actions(captioner):
