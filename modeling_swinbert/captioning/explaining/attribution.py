@@ -4,7 +4,8 @@ Shapes: L tokens of a caption after the first, (T', H', W') the grid of the clip
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -18,9 +19,13 @@ MAX_CELLS = (8, 4, 4)
 Method = Callable[[EncodedClip, torch.Tensor], torch.Tensor]
 
 
-def attention(clip: EncodedClip, ids: torch.Tensor) -> torch.Tensor:
-    """Attention weights from the prediction of each word to the clip, mean over heads and layers."""
-    return clip.attention(ids).mean(dim=(0, 1))
+def attention(clip: EncodedClip, ids: torch.Tensor, layers: Sequence[int] | None = None) -> torch.Tensor:
+    """
+    Attention weights from the prediction of each word to the clip, mean over the heads and over all layers, or over
+    those with the numbers `layers`.
+    """
+    weights = clip.attention(ids)
+    return (weights if layers is None else weights[list(layers)]).mean(dim=(0, 1))
 
 
 def rollout(clip: EncodedClip, ids: torch.Tensor) -> torch.Tensor:
@@ -103,4 +108,23 @@ METHODS: dict[str, Method] = {
 }
 DEFAULT_METHOD = "pixels"
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "occlusion_effects"]
+
+def find_method(name: str, layers: Sequence[int] | None = None) -> Method:
+    """
+    Args:
+        name: one of `METHODS`.
+        layers: of the method `attention`.
+
+    Raises:
+        ValueError: there is no such method, or it has no layers to choose.
+    """
+    if name not in METHODS:
+        raise ValueError(f"Expected as `method` one of {', '.join(METHODS)}; got {name!r}.")
+    if layers is None:
+        return METHODS[name]
+    if name != "attention":
+        raise ValueError(f"`layers` belong to the method attention, got {name}: leave one of them out.")
+    return partial(attention, layers=layers)
+
+
+__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "find_method", "occlusion_effects"]
