@@ -30,7 +30,11 @@ def explain(
     model: Model = None,
     method: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="How the weights are found: attention, gradient, rollout or occlusion."),
+        typer.Option(
+            metavar="NAME",
+            help="How the weights are found: pixels (the default; it encodes the clip many times), occlusion, gradient,"
+            " attention or rollout (no more than the caption takes).",
+        ),
     ] = None,
     caption: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Explain this caption; default: the model's own.")
