@@ -26,7 +26,7 @@ from swinbert.deployment.hub import push
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "modeling_swinbert" / "checkpoints" / "sample.mp4"
-DOCUMENTS = ("README.md", "training/README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "training/README.md", "CONTRIBUTING.md", "modeling_swinbert/captioning/bulk/README.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STUDIES = "-m swinbert.training.studies"
 OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
@@ -172,6 +172,10 @@ def workplace(tmp_path, monkeypatch):
     reference = {"file_name": "a.mp4", "captions": ["a red cross moves right"], "split": "test"}
     Path("held-out/metadata.jsonl").write_text(json.dumps(reference) + "\n")
     encoded_clips.encode(folder / "film.mkv", range(140), rate=2)
+    Path("films").mkdir()
+    shutil.copy("film.mkv", "films/film.mkv")
+    event = {"file_name": "film.mkv", "start": 0, "end": 20, "caption": "a red cross moves right", "split": "test"}
+    Path("films/metadata.jsonl").write_text(json.dumps(event) + "\n")
     torch.save(original_checkpoint.original_tiny_state_dict(), "model.bin")
     Path("args.json").write_text(json.dumps(original_checkpoint.TINY_ARGS))
     original_checkpoint.write_vocabulary(folder / "bert-base-uncased")
@@ -215,7 +219,7 @@ def test_commands_run(workplace, hub):
         if words[0] == "push":
             commit = result.stdout.strip().rsplit("/", 1)[-1]
         done.append(words[0])
-    assert set(done) == {"bench", "caption", "convert", "doctor", "evaluate", "make-shapes", "push", "train"}
+    assert {"bench", "bulk", "caption", "convert", "doctor", "evaluate", "explain", "push", "train"} <= set(done)
 
 
 # --- Links and files --------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def burn(video: Any, rows: Iterable[Row], output: Path) -> None:
     try:
         with open_source(video) as media:
             with open_stream(name, media) as (container, stream):
-                timeline, _ = read_timeline(name, container, stream)
+                timeline, _ = read_timeline(name, media, container, stream)
             with open_stream(name, media) as (container, stream):
                 _remux(container, stream, timeline, list(_cues(rows)), unfinished, CODECS[output.suffix.lower()])
         os.replace(unfinished, output)
