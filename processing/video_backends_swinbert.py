@@ -32,9 +32,9 @@ BACKENDS = ("pyav", "decord", "torchcodec")
 MAX_FRAME_PIXELS = 8192 * 4320
 # FFmpeg's names of containers that hold their media themselves. Playlists (hls, dash, concat), which open other files,
 # and pictures are left out; sound is in, so that a song can be told from a text file.
-_CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,asf,ogg,ivf,h264,hevc,mp3,aac,flac,wav"
+CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,asf,ogg,ivf,h264,hevc,mp3,aac,flac,wav"
 # Of cameras and editing, and of single-file frames: their demuxers open no other files either.
-_CONTAINERS += ",mxf,dv,nut,yuv4mpegpipe,apng"
+CONTAINERS += ",mxf,dv,nut,yuv4mpegpipe,apng"
 # How files of other containers begin, so that a message can name them.
 _OTHER_CONTAINERS = {
     rb"RIFF....WEBP": "WebP",
@@ -93,7 +93,7 @@ def open_stream(name: str, media: str | BinaryIO) -> Iterator[tuple[Any, Any]]:
     """
     if not isinstance(media, str):
         media.seek(0)
-    limits = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         # Not `options`, which are the streams' too: PyAV before 16 crashes if the header announces no streams (flv).
         container = av.open(media, container_options=limits, **_OPEN_ARGUMENTS)
@@ -102,28 +102,38 @@ def open_stream(name: str, media: str | BinaryIO) -> Iterator[tuple[Any, Any]]:
         found = f"this container is not supported: {other}" if other else "found something else or a damaged header"
         raise VideoDecodeError(name, "not_video", f"expected a video file, {found} ({error.strerror}).") from error
     with contextlib.closing(container):
-        if container.metadata.get("major_brand") in _PICTURE_BRANDS:
-            raise VideoDecodeError(name, "not_video", "expected a video file, found a picture: open it with PIL.")
-        pictures = av.stream.Disposition.attached_pic
-        streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
-        if not streams:
-            only = " but a cover picture" if container.streams.video else ""
-            raise VideoDecodeError(
-                name, "no_video_stream", f"expected a video stream, found none{only} in this {container.format.name}."
-            )
-        best = container.streams.best("video")
-        stream = best if best in streams else streams[0]
-        context = stream.codec_context
-        if context is None:
-            raise VideoDecodeError(name, "undecodable", "this FFmpeg has no decoder for its video stream.")
-        if context.width * context.height > MAX_FRAME_PIXELS:
-            raise VideoDecodeError(
-                name,
-                "too_large",
-                f"expected frames of at most {MAX_FRAME_PIXELS} pixels, found {context.width} x {context.height}.",
-            )
-        context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # holds for sizes that change within the stream too
-        yield container, stream
+        yield container, choose_stream(name, container)
+
+
+def choose_stream(name: str, container: Any) -> Any:
+    """
+    The best video stream of a container that PyAV opened.
+
+    Raises:
+        VideoDecodeError: there is none, or its pictures are larger than `MAX_FRAME_PIXELS`.
+    """
+    if container.metadata.get("major_brand") in _PICTURE_BRANDS:
+        raise VideoDecodeError(name, "not_video", "expected a video file, found a picture: open it with PIL.")
+    pictures = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        only = " but a cover picture" if container.streams.video else ""
+        raise VideoDecodeError(
+            name, "no_video_stream", f"expected a video stream, found none{only} in this {container.format.name}."
+        )
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    context = stream.codec_context
+    if context is None:
+        raise VideoDecodeError(name, "undecodable", "this FFmpeg has no decoder for its video stream.")
+    if context.width * context.height > MAX_FRAME_PIXELS:
+        raise VideoDecodeError(
+            name,
+            "too_large",
+            f"expected frames of at most {MAX_FRAME_PIXELS} pixels, found {context.width} x {context.height}.",
+        )
+    context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # holds for sizes that change within the stream too
+    return stream
 
 
 # --- Decoding with PyAV -----------------------------------------------------------------------------------------------
@@ -554,8 +564,10 @@ def decode_with_torchcodec(
 
 __all__ = [
     "BACKENDS",
+    "CONTAINERS",
     "MAX_FRAME_PIXELS",
     "StreamDecoder",
+    "choose_stream",
     "decode_with_decord",
     "decode_with_torchcodec",
     "open_stream",

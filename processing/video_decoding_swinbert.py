@@ -24,7 +24,6 @@ from .video_backends_swinbert import (
 from .video_sources_swinbert import VideoDecodeError, describe_source, is_segment, open_source
 from .video_timeline_swinbert import (
     VideoMetadata,
-    VideoTimeline,
     check_num_frames,
     frame_range,
     sample_indices,
@@ -92,29 +91,31 @@ def _checked_indices(name: str, indices: Any, num_available: int) -> np.ndarray:
 
 def wanted_frames(
     name: str,
-    timeline: VideoTimeline,
-    part: range,
+    times: np.ndarray,
+    metadata: Callable[[int, int], VideoMetadata],
     indices: Any,
     num_frames: int | None,
     start: float | None,
     end: float | None,
+    **unit: float,
 ) -> np.ndarray:
     """
-    (T,) numbers of frames, counted from the first of the video.
+    (T,) numbers of the frames that a call of `decode_video` asks for.
 
     Args:
         name (`str`): the clip, for messages.
-        part (`range`): the frames of the clip.
-        indices, num_frames, start, end: as of [`decode_video`], counted from the first frame of the part.
+        times (`np.ndarray`): (F,) ascending seconds from its first frame.
+        metadata: of its frames from one number up to, not including, another.
+        indices, num_frames, start, end: as of [`decode_video`].
+        unit: `time_base` of [`frame_range`].
     """
     check_num_frames(name, num_frames)
-    times = timeline.seconds[part.start : part.stop]
-    first, last = frame_range(name, times - times[0], start, end, float(timeline.time_base))
+    first, last = frame_range(name, times, start, end, **unit)
     if callable(indices):
-        indices = indices(timeline.metadata(part[first], part[last - 1] + 1))
+        indices = indices(metadata(first, last))
     elif indices is None:
         indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
-    return part[first] + _checked_indices(name, indices, last - first)
+    return first + _checked_indices(name, indices, last - first)
 
 
 class _SharedFrames:
@@ -230,10 +231,18 @@ class VideoReader:
     def _wanted_frames(
         self, indices: Any, num_frames: int | None, start: float | None, end: float | None, part: range
     ) -> np.ndarray:
-        """As `wanted_frames`."""
+        """(T,) numbers of frames, counted from the first of the video; the other arguments count from `part`'s."""
         if not self._is_open:
             raise ValueError(f"{self.name}: the reader is closed.")
-        return wanted_frames(self.name, self.timeline, part, indices, num_frames, start, end)
+        times = self.timeline.seconds[part.start : part.stop]
+        unit = float(self.timeline.time_base)
+
+        def metadata(first: int, last: int) -> VideoMetadata:
+            return self.timeline.metadata(part.start + first, part.start + last)
+
+        return part.start + wanted_frames(
+            self.name, times - times[0], metadata, indices, num_frames, start, end, time_base=unit
+        )
 
     def preview_frames(
         self, part: range, width: int

@@ -122,8 +122,18 @@ def test_all_parts(tmp_path, monkeypatch):
     again = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert again["parts"]["encoder"] == results["parts"]["encoder"] and set(again["parts"]) == set(PARTS)
     text = (tmp_path / "out" / "benchmark.md").read_text()
-    for words in ("matrix peak", "torchvision", "GIT, 6 frames", "4 beams", "whole clip", "checkpointing", "pipeline"):
+    for words in (
+        "matrix peak",
+        "torchvision",
+        "GIT, 6 frames",
+        "4 beams",
+        "whole clip",
+        "checkpointing",
+        "pipeline",
+        "in one pass",
+    ):
         assert words in text, words
+    assert "in one pass" in text
     assert (tmp_path / "out" / "benchmark.png").stat().st_size > 10_000
 
     other = CliRunner().invoke(cli.app, [*command, "--only", "beams", "--repeats", "2"])

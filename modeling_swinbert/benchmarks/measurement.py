@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -57,6 +59,20 @@ class Row:
         cpu = time.process_time()
         self.seconds.append(seconds_of(call, device))
         self.cpu_seconds.append(time.process_time() - cpu)
+
+
+@dataclass
+class Table:
+    """Rows that were measured in alternation; `baseline` names the row that the others are compared with."""
+
+    title: str
+    rows: list[Row]
+    baseline: str | None = None
+
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> "Table":
+        """The table of a dictionary by `asdict`."""
+        return cls(saved["title"], [Row(**row) for row in saved["rows"]], saved["baseline"])
 
 
 class _Operations(TorchDispatchMode):
@@ -198,3 +214,18 @@ def machine(device: torch.device) -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             about[library] = version(library)
     return about
+
+
+def write_clip(path: Path, width: int, height: int, num_frames: int, group: int) -> None:
+    """Writes an H.264 clip at 30 frames per second with three B-frames: a panning grainy picture of changing colour."""
+    grain = np.random.default_rng(0).integers(64, 192, (height // 8 + 16, width // 8 + 64), dtype=np.uint8)
+    picture = grain.repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "g": str(group), "bf": "3"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(num_frames):
+            down, right = number % 100, 3 * number % 400
+            window = picture[down : down + height, right : right + width]
+            frame = np.stack([window, window // 2 + number % 64, 255 - window], axis=-1).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .measurement import Row
-from .suite import Table
+from .measurement import Row, Table
 
 
 def markdown(table: Table, peak: float) -> str:

@@ -26,7 +26,8 @@ from swinbert.processing import (
 )
 from swinbert.processing.clip_reading_swinbert import ReadAhead
 
-from .measurement import Row, compare, machine, matrix_peak, take_turns
+from .films import film
+from .measurement import Row, Table, compare, machine, matrix_peak, take_turns, write_clip
 from .peers import TorchvisionSwin, git_model, original_caption, original_training_step
 
 # Share of off-diagonal entries of the sparse mask that are alive, at random places. In the paper it is below 5 %.
@@ -34,20 +35,6 @@ LIVE_SHARE = 0.05
 OVERLAP_CLIPS = 50
 # Logits of the mask at which an entry is certainly alive, or dead.
 _LIVE, _DEAD = 20.0, -20.0
-
-
-@dataclass
-class Table:
-    """Rows that were measured in alternation; `baseline` names the row that the others are compared with."""
-
-    title: str
-    rows: list[Row]
-    baseline: str | None = None
-
-    @classmethod
-    def load(cls, saved: dict[str, Any]) -> "Table":
-        """The table of a dictionary by `asdict`."""
-        return cls(saved["title"], [Row(**row) for row in saved["rows"]], saved["baseline"])
 
 
 @dataclass(frozen=True)
@@ -58,6 +45,8 @@ class Size:
     git: dict[str, Any]
     words: int
     clips: dict[str, tuple[int, int, int, int]]  # name: width, height, frames, frames between key frames
+    film: tuple[int, int, int, int]  # of the clip that films repeat, as above
+    films: tuple[float, ...]  # seconds
     frames: tuple[int, ...]
     batches: tuple[int, ...]
 
@@ -72,6 +61,8 @@ SIZES = {
             "720p, key frame every 12": (1280, 720, 300, 12),
             "1080p, key frame every 60": (1920, 1080, 300, 60),
         },
+        film=(320, 180, 300, 250),
+        films=(120.0, 600.0, 7200.0),
         frames=(8, 16, 32, 64, 128),
         batches=(1, 2, 4, 8, 16),
     ),
@@ -107,6 +98,8 @@ SIZES = {
         },
         words=4,
         clips={"64 x 48, key frame every 12": (64, 48, 24, 12)},
+        film=(64, 48, 24, 12),
+        films=(15.0,),
         frames=(2, 4, 8),
         batches=(1, 2),
     ),
@@ -225,21 +218,6 @@ def set_live_share(model: SwinBertForVideoCaptioning, share: float) -> None:
     weight = model.model.sparse_mask.weight  # type: ignore[union-attr]
     is_live = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < share
     weight.copy_(torch.where(is_live, _LIVE, _DEAD))
-
-
-def write_clip(path: Path, width: int, height: int, num_frames: int, group: int) -> None:
-    """Writes an H.264 clip at 30 frames per second with three B-frames: a panning grainy picture of changing colour."""
-    grain = np.random.default_rng(0).integers(64, 192, (height // 8 + 16, width // 8 + 64), dtype=np.uint8)
-    picture = grain.repeat(8, 0).repeat(8, 1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "g": str(group), "bf": "3"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(num_frames):
-            down, right = number % 100, 3 * number % 400
-            window = picture[down : down + height, right : right + width]
-            frame = np.stack([window, window // 2 + number % 64, 255 - window], axis=-1).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
@@ -523,7 +501,7 @@ def _agreement(first: torch.Tensor, second: torch.Tensor) -> str:
 
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     part.__name__: part
-    for part in (decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap)
+    for part in (decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap, film)
 }
 
 

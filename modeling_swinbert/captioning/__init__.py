@@ -16,6 +16,7 @@ __all__ = [
     "Caption",
     "CaptionStream",
     "Clip",
+    "LiveStream",
     "LoadingError",
     "Segmentation",
     "captions",
@@ -27,6 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from swinbert.captioning.caption import Alternative, Caption, CaptionStream, Clip, captions
     from swinbert.captioning.clips import find_clips
+    from swinbert.captioning.live import LiveStream
     from swinbert.captioning.loading import LoadingError, load_captioner
     from swinbert.captioning.segments import Segmentation, merge_segments
 else:
@@ -35,6 +37,7 @@ else:
     _MODULES = {
         **dict.fromkeys(("Alternative", "Caption", "CaptionStream", "Clip", "captions"), "caption"),
         "find_clips": "clips",
+        "LiveStream": "live",
         **dict.fromkeys(("LoadingError", "load_captioner"), "loading"),
         **dict.fromkeys(("Segmentation", "merge_segments"), "segments"),
     }

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from swinbert.captioning.batching import Batching, MeasuredBatching
 from swinbert.captioning.films import FilmSegment, read_segments
+from swinbert.captioning.live import LiveStream
 from swinbert.captioning.scenes import adaptive_detector
 from swinbert.captioning.segments import Segmentation
 from swinbert.captioning.settings import caption_settings
@@ -166,6 +167,8 @@ class CaptionStream:
         if self.segmentation is not None and self.segmentation.scenes:
             adaptive_detector()  # if it is missing, no film can be cut
         self.is_done = is_done or (lambda segment: False)
+        # A stream is received by a thread of its own.
+        self._is_live = is_sequence and len(self.clips) == 1 and isinstance(_as_clip(self.clips[0]).video, LiveStream)  # type: ignore[arg-type, index]
         self.generation = generation
         self.largest_batch = sys.maxsize
 
@@ -199,7 +202,7 @@ class CaptionStream:
             reads = ReadAhead(self._items(), self._reader.read_item, batching.largest, takes_turns=takes_turns)
         else:
             reads = self._read_films(self.segmentation)
-            if not takes_turns:  # one thread reads on while the model works
+            if not takes_turns and not self._is_live:  # one thread reads on while the model works
                 reads = ReadAhead(reads, lambda read: read, batching.largest)
         batch: list[_ReadClip] = []
         for read in reads:
@@ -406,6 +409,8 @@ def _as_clip(clip: Any) -> Clip:
         return Clip(None, name=clip.name, error=clip.reason)
     if isinstance(clip, collections.abc.Mapping) and "video" in clip:  # a row of a data set
         return Clip(clip["video"], clip.get("start"), clip.get("end"))
+    if isinstance(clip, LiveStream):
+        return Clip(clip, name=clip.name)
     return clip if isinstance(clip, Clip) else Clip(clip)
 
 

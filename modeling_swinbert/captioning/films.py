@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from swinbert.captioning.live import LiveStream
 from swinbert.captioning.scenes import read_scenes
 from swinbert.captioning.segments import Segmentation, part_between, plan_windows
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
@@ -35,13 +36,19 @@ def read_segments(
     read when it comes.
 
     Args:
-        film: what `VideoReader` opens.
+        film: what `VideoReader` opens, or a [`LiveStream`].
         start, end: seconds; the part to cut.
 
     Raises:
         VideoDecodeError: it cannot be opened, is no file, or ends before `start`.
         ImportError: scenes need an extra.
     """
+    if isinstance(film, LiveStream):
+        if segmentation.length is None or segmentation.stride not in (None, segmentation.length):
+            raise ValueError("A stream is cut into windows that do not overlap: give their length alone.")
+        for window in film.windows(family, segmentation.length):
+            yield FilmSegment(window.start, window.end, window.video, duration=None)
+        return
     with family.open_video(film) as reader:
         timeline = reader.timeline
         part = part_between(reader.name, timeline, start, end)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swinbert.captioning.burning import burn, check_burned
 from swinbert.captioning.caption import Alternative, Caption, Clip, captions
 from swinbert.captioning.journal import CaptionJournal, rounded
 from swinbert.captioning.segments import Segmentation, merge_segments
@@ -45,6 +46,7 @@ class Destination:
         overwrite: caption clips again that are done, and replace files.
         min_score: captions with a lower score are rejected.
         skip_duplicates: mark captions that another clip of the same folder has already.
+        burned: a copy of the one clip, with the captions as subtitles: see `burn`. It is left alone if it exists.
     """
 
     output_format: str = "text"
@@ -53,6 +55,7 @@ class Destination:
     overwrite: bool = False
     min_score: float | None = None
     skip_duplicates: bool = False
+    burned: Path | None = None
 
     @property
     def journal(self) -> Path | None:
@@ -76,6 +79,12 @@ class Destination:
                 writer.file_name(name)
         if isinstance(writer, ActivityNetWriter):
             check_video_ids(readable)
+        if self.burned is not None:
+            check_burned(self.burned)
+            if len(clips) > 1:
+                raise ValueError(f"--burn {self.burned} is a copy of one video, and here are {len(clips)}.")
+            if any(os.path.abspath(self.burned) == _absolute(name) for name in readable):
+                raise ValueError(f"--burn {self.burned} is the clip: name another file.")
         if self.write_beside:
             check_stems(readable, self.write_beside)
         if self.output is not None:
@@ -244,7 +253,17 @@ class Labelling:
                 write_text(output, writer.document(rows))
             elif output is None and writer.is_one_document:
                 show(writer.document(rows).removesuffix("\n"))
+            self._burn(rows)
         return summary
+
+    def _burn(self, rows: list[Row]) -> None:
+        burned = self.destination.burned
+        if burned is None or not any(row.text for row in rows):
+            return
+        if burned.exists() and not self.destination.overwrite:
+            self.report(f"{burned} exists and is kept: --overwrite replaces it.")
+        else:
+            burn(self.clips[0].video, rows, burned)
 
     def _merged(self, captions: Iterable[Caption], summary: Summary) -> Iterator[Caption]:
         """Counts and reports what the model returned, and joins neighbouring segments."""

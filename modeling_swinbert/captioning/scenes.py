@@ -1,20 +1,17 @@
 """Scenes of a film, found by PySceneDetect in frames that are decoded anyway, and kept in little memory until read."""
 
 import math
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, frame_step, undecodable
 from swinbert.captioning.segments import Segmentation, frame_at
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
-from swinbert.processing.video_decoding_swinbert import VideoReader, wanted_frames
-from swinbert.processing.video_sources_swinbert import VideoDecodeError
-from swinbert.processing.video_timeline_swinbert import VideoMetadata
+from swinbert.processing.video_decoding_swinbert import VideoReader
 
 # What the detector looks at: wider pictures are reduced to this width, as PySceneDetect does.
 _DETECTOR_WIDTH = 256
@@ -22,8 +19,6 @@ _DETECTOR_WIDTH = 256
 _DETECTOR_WINDOW = 2
 # Of the frames of all scenes that are not captioned yet. Where there are more, every second one of a scene is kept.
 _KEPT_BYTES = 128 << 20
-# Short side of kept frames, for models whose processors get them as they are.
-_KEPT_SHORT_SIDE = 480
 # A scene without an end is split evenly if it ends before so many times its maximum; else its beginning is cut off.
 _HELD_PARTS = 4
 
@@ -98,56 +93,6 @@ class _Scene:
     step: int = 1
 
 
-class SceneFrames:
-    """
-    The kept frames of a scene, to be read like a [`VideoSegment`]. In the place of a frame that is not kept stands the
-    nearest one.
-
-    Args:
-        reader: of the film.
-        part: numbers of the scene's frames.
-        frames: numbers and pictures of those that are kept.
-        num_lost: frames that could not be decoded.
-    """
-
-    def __init__(self, reader: VideoReader, part: range, frames: Sequence[tuple[int, np.ndarray]], num_lost: int = 0):
-        self.name, self._timeline, self._part, self._frames = reader.name, reader.timeline, part, frames
-        self._num_lost = num_lost
-
-    def read_frames(
-        self,
-        *,
-        indices: Any = None,
-        num_frames: int | None = None,
-        start: float | None = None,
-        end: float | None = None,
-        strict: bool = False,
-        transform: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> tuple[np.ndarray, VideoMetadata]:
-        """Arguments, result and errors as of `decode_video`."""
-        if not self._frames:
-            raise _undecodable(self.name, self._part)
-        if self._num_lost:
-            text = f"{self._num_lost} of {len(self._part)} frames could not be decoded"
-            if strict:
-                raise VideoDecodeError(self.name, "undecodable", f"{text}.")
-            warnings.warn(f"{self.name}: {text}.", stacklevel=2)
-        wanted = wanted_frames(self.name, self._timeline, self._part, indices, num_frames, start, end)
-        kept = np.array([number for number, _ in self._frames])
-        nearest = np.abs(kept - wanted[:, None]).argmin(axis=1)
-        unique, inverse = np.unique(nearest, return_inverse=True)
-        pictures = [self._frames[position][1] for position in unique]
-        frames = np.stack(pictures if transform is None else [transform(picture) for picture in pictures])
-        first = self._part.start
-        metadata = self._timeline.metadata(first, self._part.stop)
-        metadata.height, metadata.width = pictures[0].shape[:2]
-        metadata.video_backend = "pyav"
-        metadata.frames_indices = (kept[nearest] - first).tolist()
-        metadata.missing_frames = self._num_lost
-        metadata.frame_times = (self._timeline.seconds[kept[nearest]] - self._timeline.seconds[first]).tolist()
-        return frames[inverse], metadata
-
-
 class _Scenes:
     """
     The scenes that wait for their end, or for that of a neighbour that may join them: all but the last have ended.
@@ -155,12 +100,14 @@ class _Scenes:
     Args:
         reader: of the film.
         first: number of its first frame.
+        step: every how many frames one is kept, at least.
     """
 
-    def __init__(self, reader: VideoReader, first: int, segmentation: Segmentation):
+    def __init__(self, reader: VideoReader, first: int, segmentation: Segmentation, step: int = 1):
         self._reader, self._timeline = reader, reader.timeline
         self._shortest, self._longest = segmentation.scene_limits
-        self._waiting = [_Scene(first, math.inf)]
+        self._step = step
+        self._waiting = [_Scene(first, math.inf, step=step)]
         self._lost: list[int] = []
         self._num_bytes = 0
 
@@ -196,7 +143,8 @@ class _Scenes:
         if number <= scene.first:
             scene.strength = max(scene.strength, strength)
             return
-        following = _Scene(number, strength, [frame for frame in scene.frames if frame[0] >= number])
+        later = [frame for frame in scene.frames if frame[0] >= number]
+        following = _Scene(number, strength, later, self._step)
         scene.frames = [frame for frame in scene.frames if frame[0] < number]
         self._waiting.append(following)
         if self._seconds(scene.first, number) >= self._shortest or min(scene.strength, strength) == math.inf:
@@ -205,7 +153,7 @@ class _Scenes:
         one.frames, one.step = one.frames + other.frames, max(one.step, other.step)
         self._waiting.remove(other)
 
-    def settled(self, number: int) -> Iterator[tuple[range, SceneFrames]]:
+    def settled(self, number: int) -> Iterator[tuple[range, KeptFrames]]:
         """Those that cannot change any more, where frames up to `number` have been looked at."""
         while len(self._waiting) > 1 and (
             len(self._waiting) > 2
@@ -218,13 +166,13 @@ class _Scenes:
             self.cut(frame_at(self._timeline, self._timeline.time_of(first) + self._longest), math.inf)
             yield from self._take()
 
-    def finish(self, stop: int) -> Iterator[tuple[range, SceneFrames]]:
+    def finish(self, stop: int) -> Iterator[tuple[range, KeptFrames]]:
         """All that are left, of which the last ends before frame `stop`."""
         self.cut(stop, math.inf)
         while len(self._waiting) > 1:
             yield from self._take()
 
-    def _take(self) -> Iterator[tuple[range, SceneFrames]]:
+    def _take(self) -> Iterator[tuple[range, KeptFrames]]:
         """The first scene, in equal parts if it is too long."""
         scene = self._waiting.pop(0)
         stop = self._waiting[0].first
@@ -234,11 +182,19 @@ class _Scenes:
         inner = {frame_at(self._timeline, begin + seconds * part / count) for part in range(1, count)}
         bounds = sorted({scene.first, stop} | {bound for bound in inner if scene.first < bound < stop})
         for first, last in zip(bounds, bounds[1:], strict=False):
-            frames = [frame for frame in scene.frames if first <= frame[0] < last]
-            num_lost = sum(first <= number < last for number in self._lost)
-            yield range(first, last), SceneFrames(self._reader, range(first, last), frames, num_lost)
+            yield range(first, last), self._kept(scene, range(first, last))
         self._lost = [number for number in self._lost if number >= stop]
         self._num_bytes -= sum(frame.nbytes for _, frame in scene.frames)
+
+    def _kept(self, scene: _Scene, part: range) -> KeptFrames:
+        first, seconds = part.start, self._timeline.seconds
+        return KeptFrames(
+            self._reader.name,
+            seconds[first : part.stop] - seconds[first],
+            self._seconds(first, part.stop),
+            [(number - first, frame) for number, frame in scene.frames if number in part],
+            sum(number in part for number in self._lost),
+        )
 
 
 # --- In one pass ------------------------------------------------------------------------------------------------------
@@ -246,7 +202,7 @@ class _Scenes:
 
 def read_scenes(
     family: CaptionerFamily, reader: VideoReader, segmentation: Segmentation, part: range
-) -> Iterator[tuple[range, SceneFrames]]:
+) -> Iterator[tuple[range, KeptFrames]]:
     """
     The scenes of a part of a film, with what can be read like a [`VideoSegment`], each as soon as its end is known.
     Where frames are damaged for as long as the shortest scene, that is a scene of its own, which cannot be read.
@@ -255,41 +211,27 @@ def read_scenes(
         VideoDecodeError: no frame can be decoded.
         ImportError: PySceneDetect is not installed.
     """
-    resize = family.frame_resizer() or _shrink
+    reduce = frame_reducer(family)
     detector = _Detector(segmentation.threshold)
-    scenes = _Scenes(reader, part.start, segmentation)
+    scenes = _Scenes(reader, part.start, segmentation, frame_step(family, reader.metadata.fps))
     expected = part.start
     for number, preview, picture in reader.preview_frames(part, _DETECTOR_WIDTH):
         if number > expected:
             scenes.lose(range(expected, number))
         expected = number + 1
-        scenes.add(number, lambda picture=picture: _resized(picture(), resize))  # type: ignore[misc]
+        scenes.add(number, lambda picture=picture: _reduced(picture(), reduce))  # type: ignore[misc]
         for first, strength in detector.cuts(number, preview):
             scenes.cut(first, strength)
         yield from scenes.settled(number)
     if expected == part.start:
-        raise _undecodable(reader.name, part)
+        raise undecodable(reader.name, len(part))
     if expected < part.stop:
         scenes.lose(range(expected, part.stop))
     yield from scenes.finish(part.stop)
 
 
-def _undecodable(name: str, part: range) -> VideoDecodeError:
-    return VideoDecodeError(name, "undecodable", f"expected frames, found {len(part)} of which none can be decoded.")
+def _reduced(picture: np.ndarray | None, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    return None if picture is None else reduce(picture)
 
 
-def _resized(picture: np.ndarray | None, resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    return None if picture is None else resize(picture)
-
-
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) with a short side of at most `_KEPT_SHORT_SIDE`."""
-    height, width = picture.shape[:2]
-    factor = _KEPT_SHORT_SIDE / min(height, width)
-    if factor >= 1:
-        return picture
-    size = round(width * factor), round(height * factor)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-
-
-__all__ = ["SceneFrames", "adaptive_detector", "read_scenes"]
+__all__ = ["adaptive_detector", "read_scenes"]

@@ -88,7 +88,7 @@ class TextWriter(CaptionWriter):
 
 def period(caption: Caption) -> str:
     """When a segment is shown: `00:01:05.20 - 00:01:12.44`."""
-    begin, end = _cue_range(caption)
+    begin, end = cue_range(caption)
     return f"{_time(begin, '.', 2)} - {_time(end, '.', 2)}"
 
 
@@ -152,13 +152,13 @@ class SrtWriter(CaptionWriter):
         if not row.text:
             return ""
         self._num_cues += 1
-        begin, end = (_time(seconds, self._decimal_mark) for seconds in _cue_range(row.caption))
-        return f"{self._number()}{begin} --> {end}\n{self._cue_text(row.text)}\n\n"
+        begin, end = (_time(seconds, self._decimal_mark) for seconds in cue_range(row.caption))
+        return f"{self._number()}{begin} --> {end}\n{self.cue_text(row.text)}\n\n"
 
     def _number(self) -> str:
         return f"{self._num_cues}\n"
 
-    def _cue_text(self, text: str) -> str:
+    def cue_text(self, text: str) -> str:
         return text.replace("-->", "->")
 
 
@@ -171,11 +171,11 @@ class VttWriter(SrtWriter):
     def _number(self) -> str:
         return ""
 
-    def _cue_text(self, text: str) -> str:
-        return super()._cue_text(text).replace("&", "&amp;").replace("<", "&lt;")
+    def cue_text(self, text: str) -> str:
+        return super().cue_text(text).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _cue_range(caption: Caption) -> tuple[float, float]:
+def cue_range(caption: Caption) -> tuple[float, float]:
     """
     Begin and end of a cue in seconds.
 
@@ -250,7 +250,7 @@ class ActivityNetWriter(CaptionWriter):
         for row in rows:
             sentences = results.setdefault(video_id(row.caption.clip), [])
             if row.text:
-                sentences.append({"sentence": row.text, "timestamp": list(_cue_range(row.caption))})
+                sentences.append({"sentence": row.text, "timestamp": list(cue_range(row.caption))})
         values = {"version": "VERSION 1.0", "results": results, "external_data": {"used": False, "details": ""}}
         return json.dumps(values, indent=2) + "\n"
 
@@ -370,10 +370,13 @@ __all__ = [
     "ActivityNetWriter",
     "CaptionWriter",
     "Row",
+    "SrtWriter",
+    "VttWriter",
     "beside",
     "beside_document",
     "check_stems",
     "check_video_ids",
+    "cue_range",
     "make_writer",
     "period",
     "read_beside",

@@ -31,9 +31,12 @@ def needs_extra(extra: str) -> Iterator[None]:
 
 
 @contextmanager
-def lines_and_progress(num_clips: int) -> Iterator[Callable[[str | None], None]]:
+def lines_and_progress(num_clips: int | None) -> Iterator[Callable[[str | None], None]]:
     """
     Prints the lines of clips on stdout, and shows a progress bar on stderr if that is a terminal.
+
+    Args:
+        num_clips: `None` if nobody knows how many there are.
 
     Yields:
         A function to call once for each clip, with its line, or `None` if it has none.
@@ -42,7 +45,7 @@ def lines_and_progress(num_clips: int) -> Iterator[Callable[[str | None], None]]
         # File names need not be valid text.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
-    if num_clips < 2 or not sys.stderr.isatty():
+    if num_clips is not None and num_clips < 2 or not sys.stderr.isatty():
         yield lambda line: None if line is None else print(line, flush=True)
         return
 

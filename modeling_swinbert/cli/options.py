@@ -42,6 +42,15 @@ class LoadedBits(StrEnum):
     four = "4bit"
 
 
+Clips = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CLIP", help="Files, folders (searched recursively), globs, URLs; - reads a list from stdin."
+    ),
+]
+Start = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption from this time on.")]
+End = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Caption up to this time.")]
+
 _AUTO_DTYPE = "auto is bfloat16 where the hardware supports it, else float32"
 
 Model = Annotated[
@@ -126,6 +135,12 @@ WriteBeside = Annotated[
     list[BesideFormat] | None,
     typer.Option("--write-beside", help="Write each caption beside its clip, under the same stem; can be repeated."),
 ]
+Burn = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Copy the clip, not encoded again, to this mp4, mov, mkv or webm with a subtitle track."
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files, and caption again what is captioned already.")
 ]
@@ -175,6 +190,21 @@ MergeSimilar = Annotated[
     float | None,
     typer.Option(
         min=0, max=1, metavar="SHARE", help="Merge neighbours also if their captions share this part of their words."
+    ),
+]
+
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Caption each window while the clip goes on: - (a pipe), a file that grows, or an address in the network."
+        " Where the model is slower, windows are dropped and reported.",
+    ),
+]
+AllowNetworkStreams = Annotated[
+    bool,
+    typer.Option(
+        "--allow-network-streams", help="With --stream, let FFmpeg connect to an address: RTSP, HTTP (FLV...), HLS."
     ),
 ]
 
