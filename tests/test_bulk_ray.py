@@ -48,43 +48,7 @@ def _is_running(process) -> bool:
         return False
 
 
-# --- Jobs of workers without a model ----------------------------------------------------------------------------------
-
-
-def scripted_worker() -> type:
-    """A class of workers that do what the name of a clip says; pickled by value, since workers have no such module."""
-
-    class Captioner:
-        def __init__(self, spec):
-            self._spec = spec
-
-        def __call__(self, clips):
-            from swinbert.captioning.bulk.supervision import SharedFailure
-            from swinbert.captioning.bulk.worker import result_table
-
-            if "failure" in self._spec.loading:
-                raise SharedFailure(self._spec.loading["failure"])
-            rows = []
-            for path in clips["path"].to_pylist():
-                kind = next((kind for kind in ("not_found", "not_video") if kind in path), None)
-                row = {"caption": f"caption of {path}", "score": -1.0}
-                rows.append([row if kind is None else {"error": "it is wrong", "error_kind": kind}])
-            return result_table(clips, rows, self.settings(self._spec))
-
-        @staticmethod
-        def settings(spec):
-            return json.dumps({"model": {"sha256": spec.loading.get("model", "abc")}})
-
-    return Captioner
-
-
-def run_job(source: Path, output: Path, **options) -> dict:
-    loading = {name: options.pop(name) for name in ("failure", "model") if name in options}
-    messages: list[str] = []
-    job = Job(
-        str(source), str(output), CaptionerSpec(loading), worker_class=scripted_worker(), say=messages.append, **options
-    )
-    return job.run()
+# --- The command ------------------------------------------------------------------------------------------------------
 
 
 def manifest_of(folder: Path, *names: str) -> Path:
@@ -95,59 +59,6 @@ def manifest_of(folder: Path, *names: str) -> Path:
 def rows_in(output: Path) -> list[dict]:
     with Parts(str(output)) as parts:
         return [row for _, table in parts.tables() for row in table.to_pylist()]
-
-
-def test_a_job_does_what_is_not_done(running_ray, tmp_path):
-    names = [f"clip-{number:03d}{'-not_video' if number % 10 == 3 else ''}.mp4" for number in range(60)]
-    output = tmp_path / "out"
-    report = run_job(manifest_of(tmp_path, *names[:40]), output)
-    assert (report["clips"], report["captioned"], report["errors"]) == (40, 36, {"not_video": 4})
-    shown = []
-    report = run_job(manifest_of(tmp_path, *names), output, show=lambda progress: shown.append(str(progress)))
-    assert (report["clips_before"], report["rows"], report["errors"]) == (40, 60, {"not_video": 6})
-    assert "60 of 60" in shown[-1]
-    rows = rows_in(output)
-    assert sorted(row["path"] for row in rows) == names and len({row["clip_id"] for row in rows}) == 60
-    assert all(row["label"] == row["path"][::-1] for row in rows) and "settings" not in rows[0]
-    assert json.loads((output / "report.json").read_text()) == report
-    assert run_job(manifest_of(tmp_path, *names), output)["clips_before"] == 60
-    report = run_job(manifest_of(tmp_path, *names), output, retry_failed=True)
-    assert (report["clips_before"], report["rows"]) == (54, 60)
-
-
-def test_results_of_another_model_are_refused(running_ray, tmp_path):
-    output = tmp_path / "out"
-    run_job(manifest_of(tmp_path, "a.mp4"), output, file_format="jsonl")
-    for names in (("a.mp4",), ("a.mp4", "b.mp4")):
-        with pytest.raises(
-            ValueError, match=r'model\.sha256 was "abc", is "xyz"|model\.sha256 was \'abc\', is \'xyz\''
-        ):
-            run_job(manifest_of(tmp_path, *names), output, model="xyz")
-    assert len(rows_in(output)) == 1
-
-
-def test_what_every_clip_shares_stops_the_job(running_ray, tmp_path):
-    with pytest.raises(SharedFailure) as raised:
-        run_job(manifest_of(tmp_path, "a.mp4"), tmp_path / "out", failure="there is no such model: name another")
-    assert str(raised.value) == "there is no such model: name another"
-    names = [f"not_found-{number}.mp4" for number in range(300)]
-    with pytest.raises(SharedFailure, match="not_found"):
-        run_job(manifest_of(tmp_path, *names), tmp_path / "out")
-
-
-# --- With the bundled model -------------------------------------------------------------------------------------------
-
-
-def test_a_dataset_of_segments(running_ray, tmp_path):
-    clips = [{"path": str(write_clip(tmp_path / f"{number}.mp4", number)), "number": number} for number in range(2)]
-    results = caption_dataset(ray.data.from_items(clips), "moving-shapes", workers=1, segments=1.0, batch_size=2)
-    rows = sorted(results.take_all(), key=lambda row: (row["path"], row["start"]))
-    assert [(row["number"], row["start"], row["end"]) for row in rows] == [
-        (number, *times) for number in range(2) for times in ((0.0, 1.0), (1.0, 2.0), (2.0, 2.5))
-    ]
-    assert len({row["clip_id"] for row in rows}) == 6 and len({row["source_id"] for row in rows}) == 2
-    assert all(row["caption"] and row["error"] is None for row in rows)
-    assert json.loads(rows[0]["settings"])["segments"]
 
 
 def bulk(source: Path, output: Path) -> subprocess.Popen:
@@ -213,3 +124,95 @@ def test_exactly_once_after_the_death_of_a_worker_and_of_the_driver(tmp_path):
     expected = {each.clip: each.text for each in captions(names, load_captioner("moving-shapes"), batch_size=4)}
     assert {row["path"]: row["caption"] for row in rows if row["path"] != str(pipe)} == expected
     assert next(row["caption"] for row in rows if row["path"] == str(pipe)) == expected[names[0]]
+
+
+# --- Jobs of workers without a model ----------------------------------------------------------------------------------
+
+
+def scripted_worker() -> type:
+    """A class of workers that do what the name of a clip says; pickled by value, since workers have no such module."""
+
+    class Captioner:
+        def __init__(self, spec):
+            self._spec = spec
+
+        def __call__(self, clips):
+            from swinbert.captioning.bulk.supervision import SharedFailure
+            from swinbert.captioning.bulk.worker import result_table
+
+            if "failure" in self._spec.loading:
+                raise SharedFailure(self._spec.loading["failure"])
+            rows = []
+            for path in clips["path"].to_pylist():
+                kind = next((kind for kind in ("not_found", "not_video") if kind in path), None)
+                row = {"caption": f"caption of {path}", "score": -1.0}
+                rows.append([row if kind is None else {"error": "it is wrong", "error_kind": kind}])
+            return result_table(clips, rows, self.settings(self._spec))
+
+        @staticmethod
+        def settings(spec):
+            return json.dumps({"model": {"sha256": spec.loading.get("model", "abc")}})
+
+    return Captioner
+
+
+def run_job(source: Path, output: Path, **options) -> dict:
+    loading = {name: options.pop(name) for name in ("failure", "model") if name in options}
+    messages: list[str] = []
+    job = Job(
+        str(source), str(output), CaptionerSpec(loading), worker_class=scripted_worker(), say=messages.append, **options
+    )
+    return job.run()
+
+
+def test_a_job_does_what_is_not_done(running_ray, tmp_path):
+    names = [f"clip-{number:03d}{'-not_video' if number % 10 == 3 else ''}.mp4" for number in range(60)]
+    output = tmp_path / "out"
+    report = run_job(manifest_of(tmp_path, *names[:40]), output)
+    assert (report["clips"], report["captioned"], report["errors"]) == (40, 36, {"not_video": 4})
+    shown = []
+    report = run_job(manifest_of(tmp_path, *names), output, show=lambda progress: shown.append(str(progress)))
+    assert (report["clips_before"], report["rows"], report["errors"]) == (40, 60, {"not_video": 6})
+    assert "60 of 60" in shown[-1]
+    rows = rows_in(output)
+    assert sorted(row["path"] for row in rows) == names and len({row["clip_id"] for row in rows}) == 60
+    assert all(row["label"] == row["path"][::-1] for row in rows) and "settings" not in rows[0]
+    assert json.loads((output / "report.json").read_text()) == report
+    assert run_job(manifest_of(tmp_path, *names), output)["clips_before"] == 60
+    report = run_job(manifest_of(tmp_path, *names), output, retry_failed=True)
+    assert (report["clips_before"], report["rows"]) == (54, 60)
+
+
+def test_results_of_another_model_are_refused(running_ray, tmp_path):
+    output = tmp_path / "out"
+    run_job(manifest_of(tmp_path, "a.mp4"), output, file_format="jsonl")
+    for names in (("a.mp4",), ("a.mp4", "b.mp4")):
+        with pytest.raises(
+            ValueError, match=r'model\.sha256 was "abc", is "xyz"|model\.sha256 was \'abc\', is \'xyz\''
+        ):
+            run_job(manifest_of(tmp_path, *names), output, model="xyz")
+    assert len(rows_in(output)) == 1
+
+
+def test_what_every_clip_shares_stops_the_job(running_ray, tmp_path):
+    with pytest.raises(SharedFailure) as raised:
+        run_job(manifest_of(tmp_path, "a.mp4"), tmp_path / "out", failure="there is no such model: name another")
+    assert str(raised.value) == "there is no such model: name another"
+    names = [f"not_found-{number}.mp4" for number in range(300)]
+    with pytest.raises(SharedFailure, match="not_found"):
+        run_job(manifest_of(tmp_path, *names), tmp_path / "out")
+
+
+# --- With the bundled model -------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_of_segments(running_ray, tmp_path):
+    clips = [{"path": str(write_clip(tmp_path / f"{number}.mp4", number)), "number": number} for number in range(2)]
+    results = caption_dataset(ray.data.from_items(clips), "moving-shapes", workers=1, segments=1.0, batch_size=2)
+    rows = sorted(results.take_all(), key=lambda row: (row["path"], row["start"]))
+    assert [(row["number"], row["start"], row["end"]) for row in rows] == [
+        (number, *times) for number in range(2) for times in ((0.0, 1.0), (1.0, 2.0), (2.0, 2.5))
+    ]
+    assert len({row["clip_id"] for row in rows}) == 6 and len({row["source_id"] for row in rows}) == 2
+    assert all(row["caption"] and row["error"] is None for row in rows)
+    assert json.loads(rows[0]["settings"])["segments"]

@@ -168,8 +168,6 @@ def _run(
     running: dict[str, Any],
 ) -> None:
     with needs_extra("ray"):
-        import ray.data  # noqa: F401
-
         from swinbert.captioning.bulk import CaptionerSpec, Job, SharedFailure
 
         spec = CaptionerSpec.of(loading, captioning, timeout)

@@ -35,6 +35,16 @@ class Workers:
     cpus: float = 1.0
 
 
+def import_ray() -> Any:
+    """Imports Ray so that it is quiet. Raises `ModuleNotFoundError` where it is not installed."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.data
+
+    return ray
+
+
 def start_ray(address: str | None = None) -> bool:
     """
     Connects to a cluster or starts Ray on this machine, where it ends with this process; nothing, if Ray runs in this
@@ -49,10 +59,7 @@ def start_ray(address: str | None = None) -> bool:
     Raises:
         ValueError: the cluster cannot be reached, or is of other versions.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    import ray
-
+    ray = import_ray()
     if ray.is_initialized():
         return False
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.ERROR, "log_to_driver": False}
@@ -149,4 +156,4 @@ def choose_workers(number: int | None = None, gpus_per_worker: float | None = No
     return Workers(number, max(1, int(share)), gpus, int(share) or share)
 
 
-__all__ = ["Workers", "choose_workers", "ray_started", "start_ray"]
+__all__ = ["Workers", "choose_workers", "import_ray", "ray_started", "start_ray"]

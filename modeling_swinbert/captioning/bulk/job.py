@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import json
+import os
 import queue
 import re
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from swinbert.captioning.bulk.clusters import Workers, choose_workers, ray_started
+from swinbert.captioning.bulk.clusters import Workers, choose_workers, import_ray, ray_started
 from swinbert.captioning.bulk.parts import Parts, errors_by_kind, source_ids
 from swinbert.captioning.bulk.pipeline import captioned, dataset_of, rows_of_block
 from swinbert.captioning.bulk.sources import read_source
@@ -129,6 +131,9 @@ class Job:
         self._workers, self._gpus_per_worker, self._retry_failed = workers, gpus_per_worker, retry_failed
         self._worker_class, self._say, self._show = worker_class, say, show
         self._parts = Parts(output, file_format)
+        # After an interruption, the thread that reads results would start Ray again.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+        import_ray()
 
     def run(self) -> dict[str, Any]:
         """
@@ -153,7 +158,7 @@ class Job:
                 self._say(
                     f"{progress.num_before:,} of {progress.num_clips:,} clips are in {self._parts.folder} already."
                 )
-            with ray_started(self._address), explained():
+            with ray_started(self._address), _stopped_by_sigterm(), explained():
                 workers = choose_workers(self._workers, self._gpus_per_worker)
                 self._spec = replace(self._spec, cores=workers.cores)
                 if len(pending):
@@ -253,6 +258,19 @@ class Job:
                     " another --output; workers of one job need the same packages and kind of device."
                 )
         return hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM, by which clusters end a process, is like Ctrl-C; Ray's own handler would abort."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _with_pauses(results: "ray.data.Dataset") -> Iterator[pa.Table | None]:
