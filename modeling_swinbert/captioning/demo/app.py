@@ -75,6 +75,7 @@ def launch(demo: Demo, *, title: str = TITLE, port: int | None = None, share: bo
             run_history=False,
             enable_monitoring=False,
             max_file_size=demo.limits.num_bytes,
+            allowed_paths=[str(demo.example)],
             theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css_paths=_FOLDER / "page.css",
             head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
