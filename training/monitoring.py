@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from transformers import EvalPrediction
 
+from swinbert.captioning.explaining.masks import MASK_CURVES, with_mask_curves
 from swinbert.training.evaluation.scores import Scorer, corpus_scores
 from swinbert.training.metrics import check_tools
 
@@ -117,6 +118,7 @@ def history_figure(history: Sequence[dict[str, Any]], extra_scores: Iterable[str
     """
     from matplotlib.figure import Figure  # not pyplot, which looks for a display
 
+    history = with_mask_curves(history)
     panels = {
         "loss": (
             ("loss", "total, training"),
@@ -132,11 +134,7 @@ def history_figure(history: Sequence[dict[str, Any]], extra_scores: Iterable[str
             *((f"eval_{name}", name) for name in _LOGGED if not name.startswith("CIDEr")),
             *((f"eval_{name}", name.replace("_", " ")) for name in (*extra_scores, "distinct_captions")),
         ),
-        "sparse mask": (
-            ("eval_sparsity_loss", "mean value"),
-            ("eval_mask_below_half", "share below one half"),
-            ("eval_mask_alive", "share alive in float32"),
-        ),
+        "sparse mask": tuple(MASK_CURVES.items()),
     }
     drawn = {
         title: curves for title, curves in panels.items() if any(name in row for name, _ in curves for row in history)

@@ -1,7 +1,7 @@
 """`swinbert explain`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from swinbert.cli.options import (
     TrustRemoteCode,
 )
 
+if TYPE_CHECKING:
+    from swinbert.processing import VideoCaptioningPipeline
+
 
 def explain(
     clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="As for `swinbert caption`.")],
@@ -27,7 +30,11 @@ def explain(
     model: Model = None,
     method: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="How the weights are found: attention, gradient, rollout or occlusion."),
+        typer.Option(
+            metavar="NAME",
+            help="How the weights are found: pixels (the default; it encodes the clip many times), occlusion, gradient,"
+            " attention or rollout (no more than the caption takes).",
+        ),
     ] = None,
     caption: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Explain this caption; default: the model's own.")
@@ -64,28 +71,34 @@ def explain(
         num_beams=beams,
         max_length=max_length,
     )
+    options = {name: value for name, value in (("method", method), ("caption", caption)) if value is not None}
+    _run(clips, start, end, captioner, output, overwrite, options)
+
+
+def _run(
+    clips: list[str],
+    start: float | None,
+    end: float | None,
+    captioner: "VideoCaptioningPipeline",
+    output: Path,
+    overwrite: bool,
+    options: dict[str, str],
+) -> None:
+    """Explains the clips, and ends with exit code 1 if one of them could not be explained."""
     with needs_extra("explain"):
         import matplotlib  # noqa: F401
     from swinbert.captioning import find_clips
     from swinbert.captioning.explaining.files import explain_clips
 
     found = list(find_clips(clips, start, end))
-    options = {"method": method, "caption": caption}
-    failed = 0
+    failed = False
     try:
         output.mkdir(parents=True, exist_ok=True)
-        results = explain_clips(
-            found,
-            captioner,
-            output,
-            overwrite=overwrite,
-            **{name: value for name, value in options.items() if value is not None},
-        )
         with lines_and_progress(len(found)) as write:
-            for result in results:
+            for result in explain_clips(found, captioner, output, overwrite=overwrite, **options):
                 write(None if result.folder is None else str(result.folder))
                 if result.error is not None:
-                    failed += 1
+                    failed = True
                     say(f"{result.clip}: {result.error}")
     except BrokenPipeError:  # of a reader of stdout that has enough
         raise

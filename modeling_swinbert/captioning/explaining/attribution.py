@@ -4,7 +4,8 @@ Shapes: L tokens of a caption after the first, (T', H', W') the grid of the clip
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -18,9 +19,13 @@ MAX_CELLS = (8, 4, 4)
 Method = Callable[[EncodedClip, torch.Tensor], torch.Tensor]
 
 
-def attention(clip: EncodedClip, ids: torch.Tensor) -> torch.Tensor:
-    """Attention weights from the prediction of each word to the clip, mean over heads and layers."""
-    return clip.attention(ids).mean(dim=(0, 1))
+def attention(clip: EncodedClip, ids: torch.Tensor, layers: Sequence[int] | None = None) -> torch.Tensor:
+    """
+    Attention weights from the prediction of each word to the clip, mean over the heads and over all layers, or over
+    those with the numbers `layers`.
+    """
+    weights = clip.attention(ids)
+    return (weights if layers is None else weights[list(layers)]).mean(dim=(0, 1))
 
 
 def rollout(clip: EncodedClip, ids: torch.Tensor) -> torch.Tensor:
@@ -56,15 +61,24 @@ def occlusion_effects(clip: EncodedClip, ids: torch.Tensor, hidden: torch.Tensor
 
 def pixels(clip: EncodedClip, ids: torch.Tensor) -> torch.Tensor:
     """
-    How much higher the log-probability of each word is where a place of the clip itself is visible than where it is
-    hidden, mean over random halves of the clip (RISE, arXiv:1806.07421), each of which is encoded anew.
+    How much higher the log-odds of each word are where a place of the clip itself is visible than where it is hidden,
+    mean over random halves of the clip (RISE, arXiv:1806.07421), each of which is encoded anew; times the square root
+    of the attention that the word pays to the tokens of that time.
+
+    The first finds the places, with a noise that is spread over all times; the second knows the times.
     """
     visible = random_halves(clip.grid, NUM_HALVES).to(ids.device)
-    log_probs = clip.log_probs_of_pixels(ids, visible)
-    shown = visible.flatten(1).to(log_probs.dtype)
-    of_shown = log_probs.T @ shown / shown.sum(0).clamp(min=1)
-    of_hidden = log_probs.T @ (1 - shown) / (1 - shown).sum(0).clamp(min=1)
-    return (of_shown - of_hidden).unflatten(1, clip.grid)
+    log_odds = _log_odds(clip.log_probs_of_pixels(ids, visible))
+    shown = visible.flatten(1).to(log_odds.dtype)
+    of_shown = log_odds.T @ shown / shown.sum(0).clamp(min=1)
+    of_hidden = log_odds.T @ (1 - shown) / (1 - shown).sum(0).clamp(min=1)
+    of_times = attention(clip, ids).sum((-2, -1), keepdim=True)
+    return (of_shown - of_hidden).unflatten(1, clip.grid) * of_times.sqrt()
+
+
+def _log_odds(log_probs: torch.Tensor) -> torch.Tensor:
+    """Unlike log-probabilities, they do not flatten where a word is nearly certain."""
+    return log_probs - torch.log1p(-log_probs.exp().clamp(max=1 - 1e-6))
 
 
 def random_halves(grid: tuple[int, int, int], number: int) -> torch.Tensor:
@@ -92,6 +106,25 @@ METHODS: dict[str, Method] = {
     "attention": attention,
     "rollout": rollout,
 }
-DEFAULT_METHOD = "occlusion"
+DEFAULT_METHOD = "pixels"
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "occlusion_effects"]
+
+def find_method(name: str, layers: Sequence[int] | None = None) -> Method:
+    """
+    Args:
+        name: one of `METHODS`.
+        layers: of the method `attention`.
+
+    Raises:
+        ValueError: there is no such method, or it has no layers to choose.
+    """
+    if name not in METHODS:
+        raise ValueError(f"Expected as `method` one of {', '.join(METHODS)}; got {name!r}.")
+    if layers is None:
+        return METHODS[name]
+    if name != "attention":
+        raise ValueError(f"`layers` belong to the method attention, got {name}: leave one of them out.")
+    return partial(attention, layers=layers)
+
+
+__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "find_method", "occlusion_effects"]

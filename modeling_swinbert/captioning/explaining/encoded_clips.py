@@ -139,12 +139,12 @@ def _picked(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(-1).gather(-1, tokens).squeeze(-1)
 
 
-def _hidden_pixels(
+def hide_pixels(
     pixels: torch.Tensor, visible: torch.Tensor, frames_per_token: int, pixels_per_token: int
 ) -> torch.Tensor:
     """
-    B copies of a clip (1, T, C, H, W), in which a still and blurred picture of the clip replaces what is not visible
-    (B, T', H', W'): its median over time, which has no motion, in two by two colours, which have no detail.
+    B copies of a clip (1, T, C, H, W), in which a still and blurred picture of it replaces what is not visible
+    (B, T', H', W'): its median over time, which has no motion, in two by two colours, which have no details.
     """
     frames, _, height, width = pixels.shape[1:]
     time = torch.arange(frames, device=pixels.device) // frames_per_token
@@ -186,7 +186,7 @@ class EncodedSwinBertClip(EncodedClip):
         vision = self._model.config.vision_config
         # The patches of a token: every stage but the first halves their number on each side.
         pixels_per_token = vision.patch_size[1] * 2 ** (vision.num_layers - 1)
-        pixels = _hidden_pixels(self._pixels, visible, self.frames_per_token, pixels_per_token)
+        pixels = hide_pixels(self._pixels, visible, self.frames_per_token, pixels_per_token)
         return EncodedSwinBertClip(self._model, {"pixel_values_videos": pixels})
 
     @property
@@ -282,7 +282,7 @@ class EncodedGitClip(EncodedClip):
     def with_hidden_pixels(self, visible: torch.Tensor) -> "EncodedGitClip":
         pixels = self.generation_inputs["pixel_values"]
         frames = pixels if pixels.ndim == 5 else pixels[:, None]
-        hidden = _hidden_pixels(frames, visible, 1, self._model.config.vision_config.patch_size)
+        hidden = hide_pixels(frames, visible, 1, self._model.config.vision_config.patch_size)
         return EncodedGitClip(self._model, {"pixel_values": hidden if pixels.ndim == 5 else hidden[:, 0]})
 
     def _forward(

@@ -6,7 +6,7 @@ the clip's tokens.
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from transformers.utils import logging
 
 from swinbert.captioning.caption import Clip
-from swinbert.captioning.explaining.attribution import DEFAULT_METHOD, METHODS, Method
+from swinbert.captioning.explaining.attribution import DEFAULT_METHOD, Method, find_method
 from swinbert.captioning.explaining.encoded_clips import EncodedClip, LayerAttention, encode_clip, encoded_clip_class
 from swinbert.captioning.explaining.frames import read_frames, shown_box
 from swinbert.captioning.explaining.words import RunnerUp, decoded, runners_up, words_of
@@ -111,6 +111,7 @@ def explain(
     *,
     caption: str | None = None,
     method: str = DEFAULT_METHOD,
+    layers: Sequence[int] | None = None,
     **parameters: Any,
 ) -> Explanation:
     """
@@ -128,17 +129,18 @@ def explain(
         processor: its processor.
         clip: a [`Clip`], or what [`VideoCaptioningPipeline`] takes as one clip.
         caption: the caption to explain; by default the one that the model generates.
-        method: one of `METHODS`, which say how each finds the weights.
+        method: one of `METHODS`, which say how each finds the weights. `"attention"` takes no more time than the
+            caption; `"pixels"` encodes the clip `NUM_HALVES` times.
+        layers: numbers of the layers whose attention counts, with `"attention"`; by default all.
         parameters: of [`VideoCaptioningPipeline`]: how to sample the clip (`start`, `end`, `num_frames`, `fps`) and how
             to search its caption.
 
     Raises:
         VideoDecodeError: the clip cannot be used.
-        ValueError: the model is of another type, there is no such method, or the clip has more frames than it takes.
+        ValueError: the model is of another type, there is no such method, or the model takes other numbers of frames.
     """
     encoded_clip_class(model)  # before anything is read
-    if method not in METHODS:
-        raise ValueError(f"Expected as `method` one of {', '.join(METHODS)}; got {method!r}.")
+    weigh = find_method(method, layers)
     named = _as_clip(clip, parameters)
     device = None if hasattr(model, "hf_device_map") else model.device
     captioner = VideoCaptioningPipeline(model=model, processor=processor, device=device, **parameters)
@@ -147,8 +149,8 @@ def explain(
         with _warned_already():
             frames = read_frames(captioner, video)
         ids = _caption_ids(captioner, encoded, caption)
-        words = _explain_words(captioner, encoded, ids, METHODS[method], len(frames.pictures))
-        layers = encoded.layers()
+        words = _explain_words(captioner, encoded, ids, weigh, len(frames.pictures))
+        of_layers = encoded.layers()
     return Explanation(
         clip=named.name,
         caption=decoded(processor, ids[0]),
@@ -157,7 +159,7 @@ def explain(
         method=method,
         box=shown_box(captioner, frames.size),
         frames_per_token=encoded.frames_per_token,
-        layers=layers,
+        layers=of_layers,
         pictures=frames.pictures,
     )
 

@@ -24,10 +24,10 @@ _COLOURS = "cividis"
 _MAX_MOMENTS = 8
 _WEIGHT = "model.sparse_mask.weight"
 # Statistics of the mask that training logs, and what they are called.
-_CURVES = {
-    "eval_sparsity_loss": "mean value",
-    "eval_mask_below_half": "share below one half",
-    "eval_mask_alive": "share alive in float32",
+MASK_CURVES = {
+    "sparsity_loss": "mean value",
+    "mask_below_half": "share below one half",
+    "mask_alive": "share alive in float32",
 }
 
 
@@ -51,7 +51,7 @@ def mask_figure(
     soft = mask.soft_values().detach().cpu().fill_diagonal_(1.0).numpy()
     steps = masks_of_run(run) if run is not None else {}
     history = history_of_run(run) if run is not None else []
-    has_growth = bool(steps) or any(name in row for row in history for name in _CURVES)
+    has_growth = bool(steps) or any(name in row for row in history for name in MASK_CURVES)
     ratios = [1.5, 1.0] + [1.0] * has_growth
     figure = Figure(figsize=(10, 2.6 * sum(ratios)), dpi=100, layout="constrained", facecolor="white")
     parts = np.atleast_1d(figure.subfigures(len(ratios), 1, height_ratios=ratios))
@@ -89,7 +89,12 @@ def masks_of_run(folder: Path) -> dict[int, np.ndarray]:
 def history_of_run(folder: Path) -> list[dict[str, Any]]:
     """What `swinbert train` logged; nothing where `folder` is not of a run."""
     file = folder / "trainer_state.json"
-    return json.loads(file.read_bytes())["log_history"] if file.is_file() else []
+    return with_mask_curves(json.loads(file.read_bytes())["log_history"]) if file.is_file() else []
+
+
+def with_mask_curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A log in which the mask has one curve: its statistics do not depend on whether a step trained or evaluated."""
+    return [{**row, **{name: row[f"eval_{name}"] for name in MASK_CURVES if f"eval_{name}" in row}} for row in history]
 
 
 def _image(axes: "Axes", values: np.ndarray, title: str, **ticks: Any) -> Any:
@@ -165,7 +170,7 @@ def _draw_growth(
     axes = figure.subplots(1, len(chosen) + 1, width_ratios=[1] * len(chosen) + [2], squeeze=False)[0]
     for each, step in zip(axes, chosen, strict=False):
         _image(each, time_by_time(steps[step], times), f"step {step:,}", xticks=[], yticks=[])
-    for name, label in _CURVES.items():
+    for name, label in MASK_CURVES.items():
         points = {row["step"]: row[name] for row in history if name in row}
         if points:
             axes[-1].plot(list(points), list(points.values()), label=label, marker="." if len(points) < 30 else None)
@@ -176,4 +181,4 @@ def _draw_growth(
         axes[-1].legend(fontsize=8)
 
 
-__all__ = ["history_of_run", "mask_figure", "masks_of_run", "time_by_time"]
+__all__ = ["MASK_CURVES", "history_of_run", "mask_figure", "masks_of_run", "time_by_time", "with_mask_curves"]
