@@ -1,9 +1,11 @@
 """The demo's server without a browser: endpoints, the MCP tool, limits, and that it asks nobody else for anything."""
 
 import asyncio
+import base64
 import json
 import shutil
 import socket
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,9 +135,15 @@ def test_mcp_tool(demo):
             await session.initialize()
             tools = (await session.list_tools()).tools
             refused = await session.call_tool("caption", {"url": "http://127.0.0.1:9/clip.mp4"})
-            return tools, refused
+            sent = "data:video/mp4;base64," + base64.b64encode(SAMPLE.read_bytes()).decode()
+            answered = await session.call_tool("caption", {"video": sent})
+            return tools, refused, answered
 
-    tools, refused = asyncio.run(ask())
+    elsewhere = Path(tempfile.gettempdir(), "gradio")
+    before = set(elsewhere.rglob("*"))
+    tools, refused, answered = asyncio.run(ask())
+    assert "red cross" in answered.content[0].text
+    assert set(elsewhere.rglob("*")) <= before, "it is where it will be removed"
     assert {"caption", "explain"} <= {tool.name for tool in tools}
     (tool,) = [tool for tool in tools if tool.name == "caption"]
     assert "English" in tool.description and {"video", "url", "beams"} <= tool.inputSchema["properties"].keys()

@@ -57,7 +57,8 @@ def open_page(browser, demo):
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
         page.on("request", lambda request: outside.append(request.url) if is_outside(request.url) else None)
-        page.goto(demo.address)
+        with page.expect_request(lambda request: "/heartbeat/" in request.url):  # the page is ready for clicks
+            page.goto(demo.address)
         page.wait_for_selector("#clip input[type=file]", state="attached")
         return page
 
@@ -136,8 +137,9 @@ def test_a_click_on_a_word_shows_its_frame(page, picture):
     page.wait_for_selector("#explanation iframe", state="detached")  # it was of the caption before
 
 
-def test_the_example(page):
-    page.click("text=Example")
+def test_the_example(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Gradio shows the files below the current folder without being told
+    page.get_by_role("button", name="Example").click()
     page.wait_for_selector("#chosen .status")
     assert "sample.mp4" in page.inner_text("#chosen")
     assert eventually(lambda: page.locator("#caption").is_enabled())

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio.mcp
+import gradio.routes
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -60,7 +62,9 @@ def launch(demo: Demo, *, title: str = TITLE, port: int | None = None, share: bo
     Raises:
         OSError: the port is in use.
     """
-    # Where Gradio keeps uploads, and what it copies for the page.
+    # Where Gradio keeps uploads, and what it copies for the page. Two of its modules read the variable at their import.
+    for module in (gradio.mcp, gradio.routes):
+        module.DEFAULT_TEMP_DIR = str(demo.files.uploads)
     os.environ["GRADIO_TEMP_DIR"] = str(demo.files.uploads)
     page = build(demo, title)
     page.queue(max_size=_LONGEST_QUEUE)
@@ -75,6 +79,7 @@ def launch(demo: Demo, *, title: str = TITLE, port: int | None = None, share: bo
             run_history=False,
             enable_monitoring=False,
             max_file_size=demo.limits.num_bytes,
+            allowed_paths=[str(demo.example)],
             theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css_paths=_FOLDER / "page.css",
             head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
