@@ -66,7 +66,7 @@ def test_help_and_version_import_nothing_heavy():
     [
         ("swinbert ", {*COMMANDS, "train"}),
         ("swinbert ca", {"caption"}),
-        ("swinbert caption --format ", {"text", "jsonl", "csv", "srt", "vtt", "metadata"}),
+        ("swinbert caption --format ", {"text", "jsonl", "csv", "srt", "vtt", "metadata", "activitynet"}),
         ("swinbert evaluate --dt", {"--dtype"}),
     ],
 )
