@@ -93,7 +93,7 @@ def _start_reaper() -> None:
             [sys.executable, "-m", "swinbert.captioning.bulk.reaper"], stdin=subprocess.PIPE, start_new_session=True
         )
         assert reaper.stdin is not None
-        reaper.stdin.write(f"{raylet.pid}".encode())
+        reaper.stdin.write(f"{raylet.pid}\n".encode())
         reaper.stdin.flush()
         _reapers.append(reaper)
 
