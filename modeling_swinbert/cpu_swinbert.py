@@ -7,9 +7,10 @@
   as large as its input and cheap; it is not stored for the backward pass. Switch: `keep_activations` of the MLP.
 * Attention with a learned bias, in training ([`BiasedAttention`]): PyTorch's fused kernel has no gradient for a bias;
   its fallback stores the attention weights of all windows. Switch: [`can_fuse_learned_bias`].
-* oneDNN for linear layers ([`fast_linear`]): on x86, PyTorch multiplies float32 matrices with MKL, which does not use
-  AVX-512 on AMD processors. oneDNN does: with the same weights in the same layout it is twice as fast there, and three
-  times for the few rows of a decoding step. Switch: `OneDNNLinearMode.enabled`.
+* Products of linear layers ([`fast_linear`]): on x86, PyTorch multiplies float32 matrices with MKL. For the few rows of
+  a decoding step MKL is two to three times as fast with the weight on the left, where the time is that of reading the
+  weights ([`few_rows_product`]), and oneDNN for a single row. MKL does not use AVX-512 on AMD processors; oneDNN does,
+  and is twice as fast there for many rows, with the same weights in the same layout. Switch: `FastLinearMode.enabled`.
 
 Shapes: B clips, T frames; N tokens of a window, D channels of an attention head; R rows (all axes but the last),
 I input features, O output features of a linear layer.
@@ -188,15 +189,30 @@ def _group_slices(groups: Iterable[tuple[torch.Tensor | None, int]]) -> Iterator
         start += count
 
 
-# --- Linear layers by oneDNN ------------------------------------------------------------------------------------------
+# --- Products of linear layers ----------------------------------------------------------------------------------------
+
+# Row counts for which the weight on the left is the fastest order, with and without AVX-512.
+_FEW_ROWS = range(2, 5)
+
+
+def few_rows_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(..., I) x (O, I) -> (..., O) for a few rows, as (O, I) x (I, R), without a gradient."""
+    rows = states.flatten(0, -2).t()  # (I, R)
+    product = torch.mm(weight, rows) if bias is None else torch.addmm(bias[:, None], weight, rows)
+    return product.t().contiguous().view(*states.shape[:-1], -1)
+
+
+@functools.cache
+def has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @functools.cache
 def has_faster_onednn() -> bool:
     """Whether oneDNN's float32 products are faster than MKL's on this processor: measured for AMD with AVX-512."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+    if not (has_onednn() and torch.backends.mkl.is_available()):
         return False
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     try:
         return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -235,13 +251,13 @@ class OneDNNLinear(torch.autograd.Function):
         )
 
 
-class OneDNNLinearMode(TorchFunctionMode):
+class FastLinearMode(TorchFunctionMode):
     """
-    Within this mode `F.linear` is [`OneDNNLinear`] for ordinary float32 tensors on a CPU. It is a mode and not a layer,
-    because code that quantises or adapts models replaces layers of the type `nn.Linear`.
+    Within this mode `F.linear` of ordinary float32 tensors on a CPU is the fastest product for their size. It is a mode
+    and not a layer, because code that quantises or adapts models replaces layers of the type `nn.Linear`.
 
     Attributes:
-        enabled: whether models use the mode; `None` for where [`has_faster_onednn`].
+        enabled: whether models use the mode; `None` for where PyTorch multiplies with MKL, that is on x86.
     """
 
     enabled: bool | None = None
@@ -249,13 +265,25 @@ class OneDNNLinearMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.linear and not kwargs and _has_onednn_linear(*args[:2]):
-            return OneDNNLinear.apply(*args, *([None] if len(args) == 2 else []))
+        if func is F.linear and not kwargs and _are_ordinary(*args[:2]):
+            return _fastest_linear(*args)
         return func(*args, **(kwargs or {}))
 
 
-def _has_onednn_linear(states: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether [`OneDNNLinear`] can multiply these: neither traced nor sharded nor quantised, and not to be cast."""
+def _fastest_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    needs_gradient = torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in (states, weight, bias)
+    )
+    num_rows = states.numel() // states.shape[-1]
+    if num_rows in _FEW_ROWS and not needs_gradient:
+        return few_rows_product(states, weight, bias)
+    if has_faster_onednn() or num_rows == 1 and has_onednn():
+        return OneDNNLinear.apply(states, weight, bias)
+    return F.linear(states, weight, bias)
+
+
+def _are_ordinary(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether states and weight are float32 on a CPU, neither traced nor sharded nor quantised, and not to be cast."""
     return (
         type(states) in (torch.Tensor, nn.Parameter)
         and type(weight) in (torch.Tensor, nn.Parameter)
@@ -269,27 +297,25 @@ def _has_onednn_linear(states: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def fast_linear(forward: Callable) -> Callable:
-    """Decorates a forward pass to run in [`OneDNNLinearMode`], also when checkpointing repeats it, where enabled."""
+    """Decorates a forward pass to run in [`FastLinearMode`], also when checkpointing repeats it, where enabled."""
 
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not _uses_onednn():
+        enabled = torch.backends.mkl.is_available() if FastLinearMode.enabled is None else FastLinearMode.enabled
+        if torch.compiler.is_compiling() or not enabled:
             return forward(*args, **kwargs)
-        with OneDNNLinearMode():
+        with FastLinearMode():
             return forward(*args, **kwargs)
 
     return run
 
 
-def _uses_onednn() -> bool:
-    return has_faster_onednn() if OneDNNLinearMode.enabled is None else OneDNNLinearMode.enabled
-
-
 __all__ = [
     "BiasedAttention",
-    "OneDNNLinearMode",
+    "FastLinearMode",
     "can_fuse_learned_bias",
     "fast_linear",
+    "few_rows_product",
     "has_faster_onednn",
     "is_eager_tensor",
     "items_per_chunk",

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN against those by `F.linear`: results, gradients, and which inputs each takes."""
+"""Products of linear layers on a CPU against those of `F.linear`: results, gradients, and which inputs each takes."""
 
 import pytest
 import torch
@@ -7,17 +7,28 @@ from test_modeling import small_batch, small_config
 from torch import nn
 
 from swinbert import SwinBertForVideoCaptioning, cpu_swinbert
-from swinbert.cpu_swinbert import OneDNNLinearMode, fast_linear
+from swinbert.cpu_swinbert import FastLinearMode, fast_linear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
 
+def counted(monkeypatch, name: str) -> list:
+    made, product = [], getattr(cpu_swinbert, name)
+    monkeypatch.setattr(cpu_swinbert, name, lambda *args: made.append(1) or product(*args))
+    return made
+
+
 @pytest.fixture
 def products(monkeypatch):
-    """Counts products by oneDNN."""
-    made, product = [], cpu_swinbert.onednn_product
-    monkeypatch.setattr(cpu_swinbert, "onednn_product", lambda *args: made.append(1) or product(*args))
-    return made
+    """Counts products by oneDNN, which computes all that need a gradient or have more than a few rows."""
+    monkeypatch.setattr(cpu_swinbert, "has_faster_onednn", lambda: True)
+    return counted(monkeypatch, "onednn_product")
+
+
+@pytest.fixture
+def few_rows_products(monkeypatch):
+    """Counts products with the weight on the left."""
+    return counted(monkeypatch, "few_rows_product")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -29,7 +40,7 @@ def test_results_and_gradients_are_those_of_the_plain_layer(shape, bias, product
     inputs = [states, *layer.parameters()]
     output = layer(states)
     plain = [output, *torch.autograd.grad((output * weights).sum(), inputs)]
-    with OneDNNLinearMode():
+    with FastLinearMode():
         output = layer(states)
     fast = [output, *torch.autograd.grad((output * weights).sum(), inputs)]
     assert len(products) == 3
@@ -40,7 +51,7 @@ def test_results_and_gradients_are_those_of_the_plain_layer(shape, bias, product
 def test_strided_states(products):
     layer, states = nn.Linear(24, 40), torch.randn(6, 4, 48)
     for part in (states[:, 1:3, :24], states[::2, :, ::2], states[0, :, :24].t().contiguous().t()):
-        with OneDNNLinearMode():
+        with FastLinearMode():
             found = layer(part)
         torch.testing.assert_close(found, layer(part), atol=1e-5, rtol=1e-5)
     assert len(products) == 3
@@ -48,7 +59,7 @@ def test_strided_states(products):
 
 def test_only_requested_gradients_are_computed(products):
     layer = nn.Linear(24, 40).requires_grad_(False)
-    with OneDNNLinearMode():
+    with FastLinearMode():
         output = layer(torch.randn(3, 24, requires_grad=True))
     output.sum().backward()
     assert len(products) == 2 and layer.weight.grad is None
@@ -66,22 +77,66 @@ def test_only_requested_gradients_are_computed(products):
 )
 def test_other_inputs_go_to_torch(change, products):
     layer, states = change(nn.Linear(24, 40), torch.randn(3, 24))
-    with OneDNNLinearMode():
+    with FastLinearMode():
         assert layer(states).shape == (*states.shape[:-1], 40) and not products
 
 
 def test_autocast_casts(products):
-    with torch.autocast("cpu", torch.bfloat16), OneDNNLinearMode():
+    with torch.autocast("cpu", torch.bfloat16), FastLinearMode():
         assert nn.Linear(24, 40)(torch.randn(3, 24)).dtype == torch.bfloat16 and not products
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 2, 24), (3, 24), (2, 2, 24), (4, 1, 24)], ids=str)
+def test_few_rows_have_the_weight_on_the_left(shape, bias, products, few_rows_products):
+    torch.manual_seed(0)
+    layer, states = nn.Linear(24, 40, bias=bias), torch.randn(shape)
+    with torch.no_grad(), FastLinearMode():
+        found = layer(states)
+    assert found.is_contiguous() and len(few_rows_products) == 1 and not products
+    torch.testing.assert_close(found, layer(states), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_faster", [True, False])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_other_numbers_of_rows_do_not(rows, is_faster, monkeypatch, products, few_rows_products):
+    """A single row is oneDNN's on every processor."""
+    monkeypatch.setattr(cpu_swinbert, "has_faster_onednn", lambda: is_faster)
+    with torch.no_grad(), FastLinearMode():
+        nn.Linear(24, 40)(torch.randn(rows, 24))
+    assert len(products) == (is_faster or rows == 1) and not few_rows_products
 
 
 @pytest.mark.parametrize("is_faster", [True, False])
 @pytest.mark.parametrize("enabled", [None, True, False])
-def test_the_processor_decides_unless_the_switch_is_set(enabled, is_faster, monkeypatch, products):
+def test_the_processor_decides_unless_the_switch_is_set(enabled, is_faster, monkeypatch, products, few_rows_products):
     monkeypatch.setattr(cpu_swinbert, "has_faster_onednn", lambda: is_faster)
-    monkeypatch.setattr(OneDNNLinearMode, "enabled", enabled)
-    fast_linear(F.linear)(torch.randn(3, 24), torch.randn(40, 24))
-    assert bool(products) == (is_faster if enabled is None else enabled)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: is_faster)
+    monkeypatch.setattr(FastLinearMode, "enabled", enabled)
+    for rows in (3, 6):
+        fast_linear(F.linear)(torch.randn(rows, 24), torch.randn(40, 24))
+    is_used = is_faster if enabled is None else enabled
+    assert len(few_rows_products) == is_used
+    assert len(products) == (is_used and is_faster)
+
+
+def test_a_decoding_step_multiplies_few_rows(few_rows_products):
+    """The last word and a [MASK]: two rows in every linear layer of the fusion encoder."""
+    model = SwinBertForVideoCaptioning(small_config()).eval()
+    video = model.encode_video(small_batch()["pixel_values_videos"][:1]).video_key_values
+    few_rows_products.clear()
+    found = {}
+    for enabled in (True, False):
+        FastLinearMode.enabled = enabled
+        try:
+            with torch.no_grad():
+                found[enabled] = model(
+                    torch.tensor([[2, 5]])[:, :1], video_key_values=video, predict_next=True, logits_to_keep=1
+                ).logits
+        finally:
+            FastLinearMode.enabled = None
+    assert len(few_rows_products) == 6 * model.config.num_hidden_layers
+    torch.testing.assert_close(found[True], found[False], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -93,7 +148,7 @@ def test_a_whole_model(checkpointing, monkeypatch, products):
         model.gradient_checkpointing_enable()
     batch, found = small_batch(), {}
     for enabled in (False, True):
-        monkeypatch.setattr(OneDNNLinearMode, "enabled", enabled)
+        monkeypatch.setattr(FastLinearMode, "enabled", enabled)
         torch.manual_seed(1)
         outputs = model(**batch, labels=batch["input_ids"])
         outputs.loss.backward()
