@@ -88,8 +88,13 @@ def _run(
     with needs_extra("explain"):
         import matplotlib  # noqa: F401
     from swinbert.captioning import find_clips
+    from swinbert.captioning.explaining.attribution import DEFAULT_METHOD, find_method
     from swinbert.captioning.explaining.files import explain_clips
 
+    try:
+        find_method(options.get("method", DEFAULT_METHOD))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     found = list(find_clips(clips, start, end))
     failed = False
     try:

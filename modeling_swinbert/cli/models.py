@@ -1,7 +1,7 @@
 """Commands on saved models: `swinbert info`, `swinbert convert`, `swinbert push`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,7 @@ def info(
     from swinbert.deployment.inspection import describe_model, mask_picture
     from swinbert.utils.files import write_atomically
 
-    loading = {"trust_remote_code": trust_remote_code, "revision": revision}
+    loading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     with needs_extra("explain"), loading_or_exit(name):
         description = describe_model(name, **loading)
         drawn = mask_picture(name, **loading) if picture is not None else None

@@ -54,7 +54,7 @@ def mask_figure(
     has_growth = bool(steps) or any(name in row for row in history for name in MASK_CURVES)
     ratios = [1.5, 1.0] + [1.0] * has_growth
     figure = Figure(figsize=(10, 2.6 * sum(ratios)), dpi=100, layout="constrained", facecolor="white")
-    parts = np.atleast_1d(figure.subfigures(len(ratios), 1, height_ratios=ratios))
+    parts: Any = figure.subfigures(len(ratios), 1, height_ratios=ratios)
     statistics = mask.statistics()
     figure.suptitle(
         f"Sparse mask among {statistics.size:,} video tokens: {1 - statistics.share_below_half:.1%} of the pairs at or"
@@ -98,13 +98,15 @@ def with_mask_curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def _image(axes: "Axes", values: np.ndarray, title: str, **ticks: Any) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
     image = axes.imshow(values, cmap=_COLOURS, vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.set(**ticks)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_ticklocs().size:
-            axis.get_major_locator().set_params(integer=True)
+            axis.set_major_locator(MaxNLocator(integer=True))
     return image
 
 
@@ -115,7 +117,7 @@ def _draw_times(
     _image(axes[0], time_by_time(soft, grid[0]), "time x time: mean", xlabel="time seen", ylabel="time of the token")
     kept = time_by_time((soft >= 0.5).astype(np.float32), grid[0])
     image = _image(axes[1], kept, "after the threshold of 0.5: share kept", xlabel="time seen")
-    figure.colorbar(image, ax=list(axes[:2]), shrink=0.8)
+    figure.colorbar(image, ax=axes[1], shrink=0.8)
     if layers:
         numbers = np.arange(1, len(layers) + 1)
         axes[2].bar(numbers - 0.2, [100 * layer.alive for layer in layers], 0.4, label="pairs alive", color="#00224e")
@@ -126,10 +128,17 @@ def _draw_times(
             label="attention to other tokens",
             color="#e8b800",
         )
-        axes[2].set(title="each layer, on this clip", xlabel="layer", ylabel="%", ylim=(0, 105), xticks=numbers)
+        axes[2].set(
+            title="each layer, on this clip",
+            xlabel="layer",
+            ylabel="%",
+            ylim=(0, 140),
+            yticks=range(0, 101, 20),
+            xticks=numbers,
+        )
         axes[2].title.set_fontsize(9)
         axes[2].tick_params(labelsize=8)
-        axes[2].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.4))
+        axes[2].legend(fontsize=8, loc="upper center")
 
 
 def _draw_places(figure: Any, soft: np.ndarray, grid: tuple[int, int, int]) -> None:
