@@ -115,12 +115,12 @@ def test_a_browser_that_is_closed_in_the_middle_of_an_upload(demo, monkeypatch, 
 
 
 def test_other_files_of_the_server_are_out_of_reach(demo):
-    path = str(SAMPLE.with_name("sample.png"))
+    path = str(SAMPLE.with_name("moving-shapes") / "README.md")
     assert httpx.get(f"{demo.address}gradio_api/file={path}").status_code == 403
     data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "", "auto", 4, 2]
     event = httpx.post(f"{demo.address}gradio_api/call/caption", json={"data": data}).json()["event_id"]
     answer = httpx.get(f"{demo.address}gradio_api/call/caption/{event}", timeout=30).text
-    assert answer.startswith("event: error") and "sample.png" not in answer
+    assert answer.startswith("event: error") and "README.md" not in answer
 
 
 def test_mcp_tool(demo):
