@@ -301,13 +301,16 @@ def fast_linear(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
-        enabled = torch.backends.mkl.is_available() if FastLinearMode.enabled is None else FastLinearMode.enabled
-        if torch.compiler.is_compiling() or not enabled:
+        if torch.compiler.is_compiling() or not _uses_fast_products():
             return forward(*args, **kwargs)
         with FastLinearMode():
             return forward(*args, **kwargs)
 
     return run
+
+
+def _uses_fast_products() -> bool:
+    return torch.backends.mkl.is_available() if FastLinearMode.enabled is None else FastLinearMode.enabled
 
 
 __all__ = [
