@@ -322,13 +322,18 @@ def test_merging_nothing(tmp_path):
 
 @pytest.fixture
 def supervise(monkeypatch):
-    """Starts a `Supervisor` of `scripted_captioner`."""
+    """Starts a `Supervisor` of `scripted_captioner`, whose process ends with the test."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    supervisors = []
 
     def start(**spec) -> Supervisor:
-        return Supervisor(CaptionerSpec(**spec), "scripted_captioner")
+        supervisors.append(Supervisor(CaptionerSpec(**spec), "scripted_captioner"))
+        return supervisors[-1]
 
-    return start
+    yield start
+    for supervisor in supervisors:
+        if supervisor._process is not None:
+            supervisor._process.kill()
 
 
 def outcomes(supervisor: Supervisor, *names: str) -> list[str]:
@@ -383,8 +388,9 @@ def test_the_process_ends_with_the_worker(supervise):
     threading.Thread(target=lambda: outcomes(supervisor, "hang"), daemon=True).start()
     while not supervisor._sent:
         time.sleep(0.01)
-    supervisor._process._child.stdin.close()
-    assert supervisor._process._child.wait(timeout=10) == 0
+    child = supervisor._process._child  # the supervisor will replace it
+    child.stdin.close()
+    assert child.wait(timeout=10) == 0
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 

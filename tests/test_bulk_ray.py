@@ -26,9 +26,10 @@ def running_ray():
     """Ray for the jobs in this process; at the end, none of its processes is left."""
     from swinbert.captioning.bulk.clusters import ray_started
 
+    before = psutil.Process().children(recursive=True)
     with ray_started():
         yield
-        started = psutil.Process().children(recursive=True)
+        started = [each for each in psutil.Process().children(recursive=True) if each not in before]
     assert not still_running(started, seconds=20)
 
 
