@@ -58,6 +58,12 @@ def test_explanation_of_a_segment_is_of_its_frames(demo, tmp_path):
     assert demo.explain(SAMPLE).words
 
 
+def test_a_large_model_on_a_cpu_is_explained_by_its_attention(demo, monkeypatch):
+    assert demo.explain(SAMPLE).method == "pixels"
+    monkeypatch.setattr("swinbert.captioning.demo.service._LARGEST_TO_ENCODE_OFTEN", 1)
+    assert demo.explain(SAMPLE).method == "attention"
+
+
 def test_what_is_wrong_with_a_clip_is_one_sentence_with_its_name(demo, tmp_path):
     text = tmp_path / "a text.mp4"
     text.write_text("no video\n" * 100)

@@ -19,6 +19,7 @@ import numpy as np
 from swinbert import bundled_model
 from swinbert.captioning.caption import Caption, Clip, captions
 from swinbert.captioning.explaining import Explanation, explain
+from swinbert.captioning.explaining.attribution import DEFAULT_METHOD
 from swinbert.captioning.explaining.encoded_clips import encoded_clip_class
 from swinbert.captioning.segments import Segmentation
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
@@ -30,6 +31,8 @@ from swinbert.utils.text import one_line
 LONG = 30.0
 WINDOW = 10.0
 MAX_BEAMS = 8
+# Parameters of a model that encodes a clip 64 times on a CPU while a visitor waits.
+_LARGEST_TO_ENCODE_OFTEN = 50e6
 # Seconds after which an upload that does not grow counts as given up, and after which a file is removed.
 _STALLED = 60.0
 _OLD = 3600.0
@@ -205,7 +208,16 @@ class Demo:
         self.check(video)
         with explained(video.name):
             clip = Clip(video, start, _last_moment(video, start, end), name=video.name)
-            return explain(self.captioner.model, self.captioner.processor, clip, caption=caption)
+            return explain(
+                self.captioner.model, self.captioner.processor, clip, caption=caption, method=self._explaining
+            )
+
+    @property
+    def _explaining(self) -> str:
+        """The best method that a visitor has the patience for: the default encodes the clip 64 times."""
+        model = self.captioner.model
+        is_slow = model.device.type == "cpu" and model.num_parameters() > _LARGEST_TO_ENCODE_OFTEN
+        return "attention" if is_slow else DEFAULT_METHOD
 
 
 def _last_moment(video: Path, start: float | None, end: float | None) -> float | None:
