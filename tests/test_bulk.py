@@ -5,6 +5,8 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from swinbert.captioning.bulk import merge
+from swinbert.captioning.bulk.cores import own_cores
 from swinbert.captioning.bulk.fetching import Fetcher
 from swinbert.captioning.bulk.identity import clip_id, uri_of
 from swinbert.captioning.bulk.job import Progress
@@ -393,6 +396,40 @@ def test_the_process_ends_with_the_worker(supervise):
     assert child.wait(timeout=10) == 0
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+OWN_CORES = """
+import os
+from swinbert.captioning.bulk import cores
+cores.available_cores = lambda: [0, 1, 2]
+os.sched_setaffinity = lambda process, cores: None
+with cores.own_cores(1) as own:
+    print(own, flush=True)
+    input()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_workers_have_cores_of_their_own(tmp_path, monkeypatch):
+    """As long as there are enough; those of a worker that is killed become free."""
+    pinned = []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("swinbert.captioning.bulk.cores.available_cores", lambda: [0, 1, 2])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: pinned.append(list(cores)))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(
+        [sys.executable, "-c", OWN_CORES], env={**os.environ, "TMPDIR": str(tmp_path)}, **pipes
+    ) as other:
+        assert other.stdout.readline() == b"[0]\n"
+        with own_cores(2) as cores:
+            assert cores == [1, 2] and pinned == [[1, 2]]
+        assert pinned.pop() == [0, 1, 2]
+        pinned.clear()
+        with own_cores(3) as cores:
+            assert cores == [0, 1, 2] and not pinned
+        other.kill()
+    with own_cores(2) as cores:
+        assert cores == [0, 1]
 
 
 # --- Progress ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Captioning what comes through a `Channel`: fetching ahead, batches that wait for nobody, answers for each clip."""
 
+import contextlib
 import json
 import sys
 from collections import deque
@@ -10,11 +11,12 @@ from typing import Any
 from transformers.utils import logging
 
 from swinbert.captioning.bulk.child import Channel
+from swinbert.captioning.bulk.cores import own_cores
 from swinbert.captioning.bulk.fetching import Fetched, Fetcher
 from swinbert.captioning.bulk.supervision import Request
 from swinbert.captioning.caption import Caption, CaptionStream, Clip, captions
 from swinbert.captioning.journal import rounded
-from swinbert.captioning.loading import LoadingError, load_captioner
+from swinbert.captioning.loading import LoadingError, choose_device, load_captioner
 from swinbert.captioning.segments import Segmentation
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 
@@ -43,17 +45,23 @@ class _Serving:
 
     def run(self) -> None:
         try:
-            captioner = load_captioner(**self._spec.loading)
-            self._channel.say("ready", json.dumps(self._stream((), captioner).settings))
-            while True:
-                self._take()
-                self._caption_all(captioner)
+            with self._cores():
+                captioner = load_captioner(**self._spec.loading)
+                self._channel.say("ready", json.dumps(self._stream((), captioner).settings))
+                while True:
+                    self._take()
+                    self._caption_all(captioner)
         except (LoadingError, _Failure, ModuleNotFoundError) as error:
             self._channel.say("failure", str(error))
         except (MemoryError, RuntimeError, ValueError) as error:
             if self._num_captioned:
                 raise  # ends the process, and the worker finds out which clip it is about
             self._channel.say("failure", f"{type(error).__name__}: {error}")
+
+    def _cores(self) -> contextlib.AbstractContextManager[object]:
+        """Cores of its own for a model on the CPU; the decoders of one on a GPU take what is free."""
+        device = choose_device(self._spec.loading.get("device", "auto"))
+        return own_cores(self._spec.cores) if device.type == "cpu" else contextlib.nullcontext()
 
     def _stream(self, clips: Any, captioner: VideoCaptioningPipeline) -> CaptionStream:
         stream = captions(clips, captioner, threads=self._spec.cores, **self._captioning)
