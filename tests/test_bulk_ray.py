@@ -42,6 +42,13 @@ def still_running(processes: list, seconds: float) -> list:
     return []
 
 
+def command_of(process) -> str:
+    try:
+        return "".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
 def _is_running(process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -100,7 +107,7 @@ def test_exactly_once_after_the_death_of_a_worker_and_of_the_driver(tmp_path):
     try:
         wait_for_parts(output, 1, job)
         started = psutil.Process(job.pid).children(recursive=True)
-        workers = [each for each in started if "Captioner" in "".join(each.cmdline())]
+        workers = [each for each in started if "Captioner" in command_of(each)]
         workers[0].kill()
         time.sleep(1)
         started += psutil.Process(job.pid).children(recursive=True)
