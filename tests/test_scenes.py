@@ -19,7 +19,7 @@ from swinbert.processing import video_backends_swinbert as backends
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
 
 pytest.importorskip("scenedetect")
-CLIPS = Path("/work/shared/clips")
+CLIPS = Path(__file__).parents[2] / "shared" / "clips"
 WIDTH, HEIGHT, RATE = 96, 64, 25
 
 
