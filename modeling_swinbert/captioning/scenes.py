@@ -1,5 +1,6 @@
 """Scenes of a film, found by PySceneDetect in frames that are decoded anyway, and kept in little memory until read."""
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -181,7 +182,7 @@ class _Scenes:
         count = max(1, math.ceil(seconds / self._longest - 1e-6))
         inner = {frame_at(self._timeline, begin + seconds * part / count) for part in range(1, count)}
         bounds = sorted({scene.first, stop} | {bound for bound in inner if scene.first < bound < stop})
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in itertools.pairwise(bounds):
             yield range(first, last), self._kept(scene, range(first, last))
         self._lost = [number for number in self._lost if number >= stop]
         self._num_bytes -= sum(frame.nbytes for _, frame in scene.frames)

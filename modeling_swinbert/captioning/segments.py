@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class Segmentation:
             )
             if value is not None
         ]
-        for (low, least), (high, most) in zip(limits, limits[1:], strict=False):
+        for (low, least), (high, most) in itertools.pairwise(limits):
             if least > most:
                 raise ValueError(f"{low} must not exceed {high}, got {least:g} and {most:g} s.")
 

@@ -177,7 +177,7 @@ def _draw_growth(
         else []
     )
     axes = figure.subplots(1, len(chosen) + 1, width_ratios=[1] * len(chosen) + [2], squeeze=False)[0]
-    for each, step in zip(axes, chosen, strict=False):
+    for each, step in zip(axes[:-1], chosen, strict=True):
         _image(each, time_by_time(steps[step], times), f"step {step:,}", xticks=[], yticks=[])
     for name, label in MASK_CURVES.items():
         points = {row["step"]: row[name] for row in history if name in row}
