@@ -102,6 +102,14 @@ def test_a_table_compares_round_by_round_and_item_by_item():
     assert "| fast | 1 | 0.5-10 | 4 | 8.00 |" in text and "| 50% |" in text and "3 MiB" in text
 
 
+def test_a_table_says_which_targets_are_met():
+    base = measurement.Row("base", [1.0])
+    met = measurement.Row("met", [0.5], target=2.0, limit="nothing")
+    missed = measurement.Row("missed", [0.8], target=1.5, limit="the read of the weights")
+    text = report.markdown(suite.Table("A race", [base, met, missed], "base"), peak=4e9)
+    assert "| 2.00 | 2: met |" in text and "| 1.25 | 1.5: missed (the read of the weights) |" in text
+
+
 def test_all_parts(tmp_path, monkeypatch):
     command = ["bench", "--size", "tiny", "--repeats", "1", "--device", "cpu", "--dtype", "float32"]
     command += ["--output", str(tmp_path / "out")]

@@ -40,6 +40,8 @@ class Row:
         flop: floating point operations of the matrix products of a call; a multiply-add counts two.
         peak_bytes: peak memory of a call, beyond what was allocated before it (weights, inputs).
         note: remark for the reader.
+        target: how many times as fast as the table's baseline this row is meant to be.
+        limit: what keeps it from the target and what was tried, for readers of a row that misses it.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Row:
     flop: int | None = None
     peak_bytes: int | None = None
     note: str = ""
+    target: float | None = None
+    limit: str = ""
 
     @property
     def median(self) -> float:

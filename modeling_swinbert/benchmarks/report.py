@@ -24,7 +24,8 @@ def markdown(table: Table, peak: float) -> str:
         "range": [f"{min(row.seconds):.3g}-{max(row.seconds):.3g}" if row.seconds else "" for row in table.rows],
         "CPU seconds": [f"{statistics.median(row.cpu_seconds):.3g}" if row.cpu_seconds else "" for row in table.rows],
         "a second": [f"{row.items / row.median:.3g}" if row.seconds and row.items > 1 else "" for row in table.rows],
-        f"times as fast as {table.baseline}": [_ratio(base, row) for row in table.rows],
+        f"times as fast as {table.baseline}": [_format_ratio(base, row) for row in table.rows],
+        "target": [_target(base, row) for row in table.rows],
         "GFLOP": [f"{row.flop / 1e9:.3g}" if row.flop else "" for row in table.rows],
         "of the peak": [f"{row.flop / row.median / peak:.0%}" if row.flop else "" for row in table.rows],
         "memory": [f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes is not None else "" for row in table.rows],
@@ -35,11 +36,27 @@ def markdown(table: Table, peak: float) -> str:
     return "\n".join([*lines, *map(_line, zip(*columns.values(), strict=True))])
 
 
-def _ratio(base: Row | None, row: Row) -> str:
+def _ratio(base: Row | None, row: Row) -> float | None:
+    """How many times as fast a row is as the baseline, item by item: the median over rounds."""
     if base is None or not row.seconds:
-        return ""
+        return None
     ratio = statistics.median(b / r for b, r in zip(base.seconds, row.seconds, strict=True))
-    return f"{ratio * row.items / base.items:.2f}"
+    return ratio * row.items / base.items
+
+
+def _format_ratio(base: Row | None, row: Row) -> str:
+    ratio = _ratio(base, row)
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def _target(base: Row | None, row: Row) -> str:
+    """The target and whether the row meets it; if not, what limits it."""
+    ratio = _ratio(base, row)
+    if row.target is None or ratio is None:
+        return ""
+    if ratio >= row.target:
+        return f"{row.target:g}: met"
+    return f"{row.target:g}: missed" + (f" ({row.limit})" if row.limit else "")
 
 
 def _line(cells) -> str:
