@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers.modeling_utils import PreTrainedModel
 
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
@@ -28,7 +29,7 @@ class SafetensorsModel(PreTrainedModel):
 
         Raises:
             ValueError: `use_safetensors=False` asks for a pickle.
-            OSError: the folder or repository has no safetensors, a downloaded file differs from the Hub's, or any
+            OSError: the folder or repository has no safetensors, a file is damaged or differs from the Hub's, or any
                 error of the library's.
         """
         started = time.time()
@@ -43,6 +44,10 @@ class SafetensorsModel(PreTrainedModel):
             if not any(found in str(error) for found in ("no file named", "not appear to have a file named model")):
                 raise
             raise OSError(f"{pretrained_model_name_or_path} has no model.safetensors. {_REMEDY}") from error
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {pretrained_model_name_or_path} are damaged ({error}): download or save them again."
+            ) from error
         finally:
             # The auto classes pass the adapter beside the name of its base model.
             adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")

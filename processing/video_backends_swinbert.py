@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from transformers.utils import logging
 
-from .video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
+from .video_pictures_swinbert import BlankFrames, PictureConverter, deinterlace_frames
 from .video_sources_swinbert import VideoDecodeError
 from .video_timeline_swinbert import VideoTimeline, demux, read_timeline
 
@@ -381,6 +381,7 @@ class StreamDecoder:
         self._begin = self._position = first  # the packets that the decoder gets first and next
         self._latest = -1  # frame that was returned last
         self._num_output = 0
+        self._blank = BlankFrames()
         self._is_continuous = True
 
     def _decode_packets(self, last: int, skip: np.ndarray, until: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -407,10 +408,11 @@ class StreamDecoder:
             frames = self._codec.decode(packet)
         except av.error.FFmpegError:
             self._is_continuous = False
+            self._blank.add_error()
             return
         for frame in frames:
             number = self._number(frame)
-            if is_blank(frame):
+            if self._blank.is_blank(frame):
                 self._has_blank_frames = True
             elif number is not None:
                 self._output.append((number, frame))

@@ -1,0 +1,123 @@
+"""
+The process in which cases are tried. It may crash or hang: `Watched` in the watching process notices, and starts it
+anew.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from swinbert.endurance.cases import Case, Finding, Outcome, foreign
+
+# Of one case. A process that computes is stopped by its own time, whatever else the machine does; one that waits, by
+# the clock.
+CPU_SECONDS = 30
+WALL_SECONDS = 180.0
+MEMORY_BYTES = 8 << 30
+# More than any case should take: the largest frame that is read has 106 MB.
+_GROWTH_BYTES = 3 << 29
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _serve(connection: Connection, folder: Path, messages: Path) -> None:
+    """Tries what arrives until the connection ends."""
+    from swinbert.endurance.targets import all_targets
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the watching process
+    with messages.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGXCPU, chain=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    targets = {target.name: target for target in all_targets(folder)}
+    connection.send("ready")
+    while True:
+        try:
+            case = connection.recv()
+        except EOFError:
+            return
+        connection.send(_tried(targets[case.target], case))
+
+
+def _tried(target: Any, case: Case) -> Outcome:
+    limit = int(time.process_time()) + CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+    before = _peak()
+    try:
+        outcome = Outcome(target.run(case))
+    except Finding as finding:
+        outcome = finding.outcome
+    except BaseException as error:
+        outcome = foreign(error)
+    if (growth := _peak() - before) > _GROWTH_BYTES and not outcome.is_finding:
+        return Outcome("memory", "", f"{growth >> 20} MiB")
+    return outcome
+
+
+class Watched:
+    """
+    A process that tries cases, one after the other.
+
+    Args:
+        folder: see `all_targets`.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self._messages = folder, folder / "messages.txt"
+        self._context = multiprocessing.get_context("forkserver")
+        # Imported once: each further process is there in milliseconds.
+        self._context.set_forkserver_preload(["swinbert.endurance.targets"])
+        self._process: Any = None
+        self._connection: Any = None
+
+    def start(self) -> None:
+        self._connection, other = self._context.Pipe()
+        self._process = self._context.Process(target=_serve, args=(other, self._folder, self._messages), daemon=True)
+        self._process.start()
+        other.close()
+        if not self._connection.poll(10 * WALL_SECONDS):
+            raise RuntimeError(f"The process that tries cases does not start: see {self._messages}.")
+        self._connection.recv()
+
+    def run(self, case: Case) -> Outcome:
+        if self._process is None:
+            self.start()
+        try:
+            self._connection.send(case)
+            if self._connection.poll(WALL_SECONDS):
+                outcome = self._connection.recv()
+                if outcome.status == "memory":
+                    self.stop()  # its peak hides those of later cases
+                return outcome
+            outcome = Outcome("hang", "", f"no answer for {WALL_SECONDS:g} s")
+        except (EOFError, OSError):
+            self._process.join()
+            outcome = self._died(self._process.exitcode)
+        self.stop()
+        return outcome
+
+    def _died(self, code: int) -> Outcome:
+        last = self._messages.read_text(errors="replace")[-3000:]
+        if code == -signal.SIGXCPU:
+            return Outcome("hang", "", f"{CPU_SECONDS} s of processor time\n{last}")
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Outcome("crash", name, last)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._connection.close()
+            self._process.kill()
+            self._process.join()
+            self._process = None
