@@ -3,6 +3,6 @@ The endurance suite: damaged files, hostile servers and random command lines aga
 errors and right results come out, without a crash, a hang or a grey frame in silence. `swinbert doctor --self-test`.
 """
 
-from swinbert.endurance.self_test import self_test
+from swinbert.endurance.self_test import SelfTest, self_test, shown
 
-__all__ = ["self_test"]
+__all__ = ["SelfTest", "self_test", "shown"]

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 
 from swinbert.endurance.cases import IN_PART, READ, REFUSED, Case, Outcome
 from swinbert.endurance.shrinking import shrink
@@ -71,6 +76,25 @@ class SelfTest:
         return "\n".join(lines)
 
 
+@contextmanager
+def shown(minutes: float) -> Iterator[Callable[[SelfTest], Any]]:
+    """A function for `announce` that shows counts and time behind a progress bar on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    bar = Progress(*Progress.get_default_columns()[:2], TimeElapsedColumn(), console=console, transient=True)
+    if not console.is_terminal:
+        yield lambda result: None
+        return
+    with bar:
+        task = bar.add_task("Starting", total=60 * minutes)
+
+        def show(result: SelfTest) -> None:
+            cases = sum(counts.cases for counts in result.targets.values())
+            text = f"{cases:,} cases, {result.num_findings:,} findings"
+            bar.update(task, description=text, completed=sum(counts.seconds for counts in result.targets.values()))
+
+        yield show
+
+
 def _listed(counter: Counter[str]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in sorted(counter.items()))
 
@@ -98,8 +122,10 @@ def self_test(
 
     Raises:
         ValueError: there is no such target.
-        OSError: `clips` or `output` cannot be used.
+        OSError: `clips` or `output` cannot be used, or this is Windows, where processes cannot be limited.
     """
+    if sys.platform == "win32":
+        raise OSError("The self-test needs Linux or macOS, where processes can be limited in time and memory.")
     from swinbert.endurance.targets import all_targets, write_samples
     from swinbert.endurance.worker import Watched
 
@@ -111,7 +137,7 @@ def self_test(
             raise ValueError(f"Expected targets of {', '.join(found)}, got {', '.join(sorted(unknown))}.")
         chosen = {name: target for name, target in found.items() if not targets or name in targets}
         result = SelfTest(seed, {name: Counts() for name in chosen})
-        watched = Watched(folder)
+        watched = Watched(all_targets, folder)
         try:
             watched.start()
             _run(watched, chosen, result, 60 * minutes, most_cases, output, announce)

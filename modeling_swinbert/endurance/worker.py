@@ -10,11 +10,13 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from swinbert.endurance.cases import Case, Finding, Outcome, foreign
+from swinbert.endurance.cases import Case, Finding, Outcome, Target, foreign
 
 # Of one case. A process that computes is stopped by its own time, whatever else the machine does; one that waits, by
 # the clock.
@@ -23,25 +25,38 @@ WALL_SECONDS = 180.0
 MEMORY_BYTES = 8 << 30
 # More than any case should take: the largest frame that is read has 106 MB.
 _GROWTH_BYTES = 3 << 29
+_MESSAGES = "messages.txt"
+# Nothing is downloaded, and one thread is enough for a clip.
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """For processes that are started inside of the block."""
+    before = dict(os.environ)
+    os.environ.update(_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _serve(connection: Connection, folder: Path, messages: Path) -> None:
+def _serve(connection: Connection, make_targets: Callable[[Path], Sequence[Target]], folder: Path) -> None:
     """Tries what arrives until the connection ends."""
-    from swinbert.endurance.targets import all_targets
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the watching process
-    with messages.open("w") as file:
+    with (folder / _MESSAGES).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.enable()
     faulthandler.register(signal.SIGXCPU, chain=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    targets = {target.name: target for target in all_targets(folder)}
+    targets = {target.name: target for target in make_targets(folder)}
     connection.send("ready")
     while True:
         try:
@@ -51,7 +66,7 @@ def _serve(connection: Connection, folder: Path, messages: Path) -> None:
         connection.send(_tried(targets[case.target], case))
 
 
-def _tried(target: Any, case: Case) -> Outcome:
+def _tried(target: Target, case: Case) -> Outcome:
     limit = int(time.process_time()) + CPU_SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
     before = _peak()
@@ -71,24 +86,27 @@ class Watched:
     A process that tries cases, one after the other.
 
     Args:
-        folder: see `all_targets`.
+        make_targets: called in the process, with `folder`; a function of a module.
+        folder: of the samples.
     """
 
-    def __init__(self, folder: Path):
-        self._folder, self._messages = folder, folder / "messages.txt"
+    def __init__(self, make_targets: Callable[[Path], Sequence[Target]], folder: Path):
+        self._make_targets, self._folder = make_targets, folder
         self._context = multiprocessing.get_context("forkserver")
         # Imported once: each further process is there in milliseconds.
-        self._context.set_forkserver_preload(["swinbert.endurance.targets"])
+        self._context.set_forkserver_preload(["swinbert.endurance.preloaded", make_targets.__module__])
         self._process: Any = None
         self._connection: Any = None
 
     def start(self) -> None:
         self._connection, other = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(other, self._folder, self._messages), daemon=True)
-        self._process.start()
+        arguments = other, self._make_targets, self._folder
+        self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        with _environment():
+            self._process.start()
         other.close()
         if not self._connection.poll(10 * WALL_SECONDS):
-            raise RuntimeError(f"The process that tries cases does not start: see {self._messages}.")
+            raise RuntimeError("The process that tries cases does not start.")
         self._connection.recv()
 
     def run(self, case: Case) -> Outcome:
@@ -109,7 +127,7 @@ class Watched:
         return outcome
 
     def _died(self, code: int) -> Outcome:
-        last = self._messages.read_text(errors="replace")[-3000:]
+        last = (self._folder / _MESSAGES).read_text(errors="replace")[-3000:]
         if code == -signal.SIGXCPU:
             return Outcome("hang", "", f"{CPU_SECONDS} s of processor time\n{last}")
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
