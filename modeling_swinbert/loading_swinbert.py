@@ -28,7 +28,7 @@ class SafetensorsModel(PreTrainedModel):
         As [`PreTrainedModel.from_pretrained`], from `.safetensors` only.
 
         Raises:
-            ValueError: `use_safetensors=False` asks for a pickle.
+            ValueError: `use_safetensors=False` asks for a pickle, or a configuration is damaged.
             OSError: the folder or repository has no safetensors, a file is damaged or differs from the Hub's, or any
                 error of the library's.
         """
@@ -47,6 +47,11 @@ class SafetensorsModel(PreTrainedModel):
         except SafetensorError as error:
             raise OSError(
                 f"The weights of {pretrained_model_name_or_path} are damaged ({error}): download or save them again."
+            ) from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} cannot be loaded ({type(error).__name__}: {error}): an argument is"
+                " wrong, or one of its files is damaged."
             ) from error
         finally:
             # The auto classes pass the adapter beside the name of its base model.

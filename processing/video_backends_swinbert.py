@@ -191,6 +191,10 @@ def _transparent_codec(stream: Any) -> Any:
     return codec
 
 
+class _DamagedInThreads(Exception):
+    """From here on, what FFmpeg's frame threads return differs from run to run."""
+
+
 class StreamDecoder:
     """
     Decodes frames of a video's best stream. The file stays open, and the decoder keeps its state from one call to the
@@ -282,7 +286,14 @@ class StreamDecoder:
                 self._restart(first)
             # The last span leaves its state to the next call; a call before may have gone as far as the next span.
             goes_on = to_be_continued and next_first < self._position
-            yield from self._decode_packets(last, skip, int(wanted_here[-1]) if goes_on else None)
+            until = int(wanted_here[-1]) if goes_on else None
+            try:
+                yield from self._decode_packets(last, skip, until)
+            except _DamagedInThreads:
+                returned = self._latest
+                self._open()
+                self._restart(first)
+                yield from (each for each in self._decode_packets(last, skip, until) if each[0] > returned)
 
     def replacements(self, lost: list[int], part: range) -> tuple[dict[int, np.ndarray], int]:
         """
@@ -409,7 +420,9 @@ class StreamDecoder:
         except av.error.FFmpegError:
             self._is_continuous = False
             self._blank.add_error()
-            return
+            frames = []
+        if self._num_threads != 1 and (self._blank.is_damaged or any(frame.is_corrupt for frame in frames)):
+            raise _DamagedInThreads
         for frame in frames:
             number = self._number(frame)
             if self._blank.is_blank(frame):

@@ -257,19 +257,22 @@ class BlankFrames:
     corrupt, and frames of which it repaired a few blocks too; it does not mark those that are predicted from them, or
     from a key frame that it could not decode. So of what follows damage, up to the next good key frame, all grey frames
     count as blank.
+
+    Attributes:
+        is_damaged (`bool`): whether there was damage since the last good key frame.
     """
 
     def __init__(self) -> None:
-        self._is_damaged = False
+        self.is_damaged = False
 
     def add_error(self) -> None:
         """Takes note that a packet could not be decoded."""
-        self._is_damaged = True
+        self.is_damaged = True
 
     def is_blank(self, frame: Any) -> bool:
         """Of each decoded frame, in their order."""
-        self._is_damaged = bool(frame.is_corrupt or (self._is_damaged and not frame.key_frame))
-        return self._is_damaged and _is_grey(frame)
+        self.is_damaged = bool(frame.is_corrupt or (self.is_damaged and not frame.key_frame))
+        return self.is_damaged and _is_grey(frame)
 
 
 def _is_grey(frame: Any) -> bool:

@@ -25,6 +25,7 @@ _CLIPS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "mpeg2.mpg": ("mpeg2video", {"g": "8"}, {}),
     "animation.gif": ("gif", {}, {}),
 }
+GIVEN = "given-"  # begins the names of copies of the user's own clips
 _NUM_FRAMES, _WIDTH, _HEIGHT = 24, 96, 64
 
 
@@ -52,7 +53,7 @@ def write_clips(folder: Path, given: Path | None = None) -> list[str]:
     shutil.copy(Path(bundled_model()).parent / "sample.mp4", folder / "sample.mp4")
     for file in sorted(given.iterdir()) if given is not None else ():
         if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file():
-            shutil.copy(file, folder / f"given-{file.name}")
+            shutil.copy(file, folder / f"{GIVEN}{file.name}")
     return sorted(file.name for file in folder.iterdir())
 
 

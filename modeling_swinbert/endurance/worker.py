@@ -46,7 +46,9 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _serve(connection: Connection, make_targets: Callable[[Path], Sequence[Target]], folder: Path) -> None:
+def _serve(
+    connection: Connection, make_targets: Callable[[Path], Sequence[Target]], folder: Path, cpu_seconds: int
+) -> None:
     """Tries what arrives until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the watching process
     with (folder / _MESSAGES).open("w") as file:
@@ -63,11 +65,11 @@ def _serve(connection: Connection, make_targets: Callable[[Path], Sequence[Targe
             case = connection.recv()
         except EOFError:
             return
-        connection.send(_tried(targets[case.target], case))
+        connection.send(_tried(targets[case.target], case, cpu_seconds))
 
 
-def _tried(target: Target, case: Case) -> Outcome:
-    limit = int(time.process_time()) + CPU_SECONDS
+def _tried(target: Target, case: Case, cpu_seconds: int) -> Outcome:
+    limit = int(time.process_time()) + cpu_seconds
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
     before = _peak()
     try:
@@ -88,10 +90,11 @@ class Watched:
     Args:
         make_targets: called in the process, with `folder`; a function of a module.
         folder: of the samples.
+        cpu_seconds: processor time that a case may take.
     """
 
-    def __init__(self, make_targets: Callable[[Path], Sequence[Target]], folder: Path):
-        self._make_targets, self._folder = make_targets, folder
+    def __init__(self, make_targets: Callable[[Path], Sequence[Target]], folder: Path, cpu_seconds: int = CPU_SECONDS):
+        self._make_targets, self._folder, self._cpu_seconds = make_targets, folder, cpu_seconds
         self._context = multiprocessing.get_context("forkserver")
         # Imported once: each further process is there in milliseconds.
         self._context.set_forkserver_preload(["swinbert.endurance.preloaded", make_targets.__module__])
@@ -100,7 +103,7 @@ class Watched:
 
     def start(self) -> None:
         self._connection, other = self._context.Pipe()
-        arguments = other, self._make_targets, self._folder
+        arguments = other, self._make_targets, self._folder, self._cpu_seconds
         self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
         with _environment():
             self._process.start()
@@ -129,7 +132,7 @@ class Watched:
     def _died(self, code: int) -> Outcome:
         last = (self._folder / _MESSAGES).read_text(errors="replace")[-3000:]
         if code == -signal.SIGXCPU:
-            return Outcome("hang", "", f"{CPU_SECONDS} s of processor time\n{last}")
+            return Outcome("hang", "", f"{self._cpu_seconds} s of processor time\n{last}")
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return Outcome("crash", name, last)
 

@@ -15,11 +15,12 @@ if sys.platform == "win32":
     pytest.skip("processes cannot be limited", allow_module_level=True)
 import rigged_targets
 
-from swinbert.endurance import self_test, worker
+from swinbert.endurance import self_test
 from swinbert.endurance import targets as all_targets
 from swinbert.endurance.cases import READ, Case, Outcome
 from swinbert.endurance.mutation import draw_bytes, draw_header, draw_text, mutate
 from swinbert.endurance.shrinking import shrink
+from swinbert.endurance.worker import Watched
 
 
 def test_a_few_mutants_of_each_kind(tmp_path):
@@ -43,9 +44,8 @@ def test_many_mutants(request, capsys):
 
 
 @pytest.fixture
-def watched(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "CPU_SECONDS", 1)
-    process = worker.Watched(rigged_targets.targets, tmp_path)
+def watched(tmp_path):
+    process = Watched(rigged_targets.targets, tmp_path, cpu_seconds=1)
     yield process
     process.stop()
 
@@ -77,7 +77,7 @@ def test_findings_are_written_down_and_known_limits_counted(tmp_path, monkeypatc
     monkeypatch.setattr(all_targets, "all_targets", rigged_targets.targets)
     monkeypatch.setattr(all_targets, "write_samples", lambda folder, clips: None)
     monkeypatch.setattr(
-        rigged_targets.Rigged, "draw", lambda self, random: case(["limit", "raise"][random.random() < 0.5], 7, 1, 3)
+        rigged_targets.Rigged, "draw", lambda self, random: case(random.choice(["limit", "raise"]), 7, 1, 3)
     )
     results = [self_test(1, seed=2, output=tmp_path / name, most_cases=8) for name in "ab"]
     (counts,) = results[0].targets.values()
