@@ -392,7 +392,7 @@ class StreamDecoder:
         self._begin = self._position = first  # the packets that the decoder gets first and next
         self._latest = -1  # frame that was returned last
         self._num_output = 0
-        self._blank = BlankFrames()
+        self._blank = BlankFrames(is_damaged=not self.timeline.packets["is_key"][first])
         self._is_continuous = True
 
     def _decode_packets(self, last: int, skip: np.ndarray, until: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -415,13 +415,14 @@ class StreamDecoder:
         yield from self._take_output()
 
     def _decode(self, packet: Any) -> None:
+        has_failed = False
         try:
             frames = self._codec.decode(packet)
         except av.error.FFmpegError:
             self._is_continuous = False
-            self._blank.add_error()
+            self._blank.is_damaged = has_failed = True
             frames = []
-        if self._num_threads != 1 and (self._blank.is_damaged or any(frame.is_corrupt for frame in frames)):
+        if self._num_threads != 1 and (has_failed or any(frame.is_corrupt for frame in frames)):
             raise _DamagedInThreads
         for frame in frames:
             number = self._number(frame)

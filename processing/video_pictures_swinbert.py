@@ -255,19 +255,16 @@ class BlankFrames:
     """
     Finds the frames of which FFmpeg hardly decoded anything, so that they are of middle grey. It marks some of them as
     corrupt, and frames of which it repaired a few blocks too; it does not mark those that are predicted from them, or
-    from a key frame that it could not decode. So of what follows damage, up to the next good key frame, all grey frames
-    count as blank.
+    from a key frame that is missing. So of what follows damage, up to the next good key frame, all grey frames count as
+    blank.
 
-    Attributes:
-        is_damaged (`bool`): whether there was damage since the last good key frame.
+    Args:
+        is_damaged (`bool`): whether decoding begins elsewhere than at a key frame. As an attribute, whether there was
+            damage since the last good key frame.
     """
 
-    def __init__(self) -> None:
-        self.is_damaged = False
-
-    def add_error(self) -> None:
-        """Takes note that a packet could not be decoded."""
-        self.is_damaged = True
+    def __init__(self, is_damaged: bool):
+        self.is_damaged = is_damaged
 
     def is_blank(self, frame: Any) -> bool:
         """Of each decoded frame, in their order."""

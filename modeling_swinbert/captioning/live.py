@@ -275,14 +275,14 @@ class _GrowingFile:
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Frames, deinterlaced if they are marked as interlaced; damaged ones are left out."""
 
-    blank = BlankFrames()
+    blank = BlankFrames(is_damaged=True)
 
     def frames() -> Iterator[Any]:
         for packet in container.demux(stream):
             try:
                 decoded = packet.decode()
             except av.error.InvalidDataError:
-                blank.add_error()
+                blank.is_damaged = True
                 continue
             yield from (frame for frame in decoded if not blank.is_blank(frame))
 

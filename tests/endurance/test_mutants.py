@@ -114,7 +114,7 @@ def test_any_part_of_a_mutation_can_be_applied_and_written_down(draw):
     content = {
         draw_bytes: bytes(range(256)) * 3,
         draw_text: b'{"a": [1, {"b": "c"}], "d": null}',
-        draw_header: (36).to_bytes(8, "little") + b'{"w": {"dtype": "F32", "shape": [1]}}' + bytes(8),
+        draw_header: (37).to_bytes(8, "little") + b'{"w": {"dtype": "F32", "shape": [1]}}' + bytes(8),
     }[draw]
     changed = 0
     for seed in range(300):
