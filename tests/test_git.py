@@ -181,7 +181,7 @@ def test_saved_pipeline_is_whole(pipe, clips, tmp_path):
     assert again(clips[0]) == pipe(clips[0])
 
 
-# --- The faster `generate` ---------------------------------------------------------------------------------------------
+# --- The faster `generate` --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
