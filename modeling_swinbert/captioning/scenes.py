@@ -216,11 +216,11 @@ def read_scenes(
     detector = _Detector(segmentation.threshold)
     scenes = _Scenes(reader, part.start, segmentation, frame_step(family, reader.metadata.fps))
     expected = part.start
-    for number, preview, picture in reader.preview_frames(part, _DETECTOR_WIDTH):
+    for number, preview, picture in reader.preview_frames(part, _DETECTOR_WIDTH, reduce):
         if number > expected:
             scenes.lose(range(expected, number))
         expected = number + 1
-        scenes.add(number, lambda picture=picture: _reduced(picture(), reduce))  # type: ignore[misc]
+        scenes.add(number, picture)
         for first, strength in detector.cuts(number, preview):
             scenes.cut(first, strength)
         yield from scenes.settled(number)
@@ -229,10 +229,6 @@ def read_scenes(
     if expected < part.stop:
         scenes.lose(range(expected, part.stop))
     yield from scenes.finish(part.stop)
-
-
-def _reduced(picture: np.ndarray | None, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    return None if picture is None else reduce(picture)
 
 
 __all__ = ["adaptive_detector", "read_scenes"]
