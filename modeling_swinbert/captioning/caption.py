@@ -360,24 +360,20 @@ def captions(
     model cannot process is repeated clip by clip; for lack of memory in halves, and further batches are so small too.
 
     Args:
-        clips: [`Clip`]s, or what a pipeline takes as one clip; a list, a generator, or anything with a length and
-            indices, of which each clip is fetched when its turn comes.
+        clips: [`Clip`]s, or what a pipeline takes as one; a list, a generator, or what fetches them by their numbers.
         captioner: see `load_captioner`, whose parameters say how to sample clips and to search captions.
-        batch_size: clips in one forward pass; `"auto"` chooses more for smaller clips. Rounding depends on it: it
-            changes scores by less than 1e-5 in float32 and by some 1e-3 in bfloat16, where it may decide between words
-            of nearly equal probability.
-        threads: of PyTorch on the CPU while the clips are captioned; `None` leaves them as they are, or, with
-            `batch_size="auto"`, chooses between those and one by trying them on the first clips.
+        batch_size: clips in one forward pass; `"auto"` chooses more for smaller clips. Rounding depends on it: scores
+            change by less than 1e-5 in float32, by some 1e-3 in bfloat16, which may decide between two likely words.
+        threads: of PyTorch on the CPU meanwhile; `None` leaves them as they are, or, with `batch_size="auto"`, chooses
+            between those and one by trying them on the first clips.
         num_workers: processes that read clips; 0 reads in threads of this process.
         only: numbers of the clips to caption. Batches are the same as without it, unless their size is `"auto"`, so
             that a caption does not depend on where an earlier run ended.
-        seed: with `do_sample=True`, makes the caption of a clip depend on the seed, the file's name and its range
-            alone. The model then gets one clip at a time.
+        seed: with `do_sample=True`, captions depend on it, the file's name and range alone; batches are of one clip.
         segments: caption the segments of each clip: seconds of a window, `"scenes"`, or a [`Segmentation`]. A segment
             that cannot be read is a `Caption` with an error, and so is a film of which none can.
         is_done: called with each segment, a `Clip` without its video: whether to leave it out.
-        isolation: decodes files in processes of its own, so that a clip on which the decoder hangs or crashes costs
-            itself alone: an error of kind `"timeout"` or `"crashed"`, and of a film also what comes after it.
+        isolation: decodes files in processes of its own; one that dies costs its clip, or what is left of its film.
         generation: arguments of `generate()`, on top of the captioner's.
 
     Raises:

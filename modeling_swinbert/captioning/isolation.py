@@ -133,7 +133,8 @@ class IsolatedReader:
                 yield IsolatedFilm(name, timeline, process)
             finally:
                 if process.is_sound:
-                    process.call(name, {"do": "close"})
+                    with contextlib.suppress(ReaderDied):  # what was wanted of the film has been read
+                        process.call(name, {"do": "close"})
 
     def header_duration(self, source: Any) -> float | None:
         """As the function of this name in `video_decoding_swinbert`."""
@@ -165,7 +166,8 @@ class IsolatedReader:
         with self._lock:
             if self._is_closed:
                 raise ValueError("The reader is closed.")
-            process = self._idle.pop() if self._idle and not is_new else _Process(self._module, self._seconds)
+            process = None if is_new else self._idle_one()
+            process = process or _Process(self._module, self._seconds)
             self._busy.add(process)
         try:
             yield process
@@ -177,6 +179,15 @@ class IsolatedReader:
                     self._idle.append(process)
             if not is_kept:
                 process.end()
+
+    def _idle_one(self) -> "_Process | None":
+        """A process that waits for work; one that was ended meanwhile, from outside, is dropped."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_running:
+                return process
+            process.end()
+        return None
 
 
 class _Process:
@@ -208,6 +219,10 @@ class _Process:
         )
         assert self._child.stdin is not None and self._child.stdout is not None
         self._requests, self._answers = self._child.stdin, self._child.stdout
+
+    @property
+    def is_running(self) -> bool:
+        return self._child.poll() is None
 
     def end(self) -> None:
         self.is_sound = False

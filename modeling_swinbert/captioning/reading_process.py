@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 _LENGTHS = struct.Struct("!IQ")  # of the JSON, and of the bytes behind it
 _LARGEST_JSON = 64 << 20
@@ -38,7 +38,7 @@ MEMORY_BYTES = 12 << 30
 _SECONDS_ALONE = 10
 
 
-def send(stream: BinaryIO, message: dict[str, Any], *content: Any) -> None:
+def send(stream: IO[bytes], message: dict[str, Any], *content: Any) -> None:
     """Writes a message and the bytes that belong to it."""
     text = json.dumps(message).encode()
     stream.write(_LENGTHS.pack(len(text), sum(memoryview(part).nbytes for part in content)))
@@ -48,7 +48,7 @@ def send(stream: BinaryIO, message: dict[str, Any], *content: Any) -> None:
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[dict[str, Any], int]:
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
     """
     Reads a message; returns it and the number of bytes that follow.
 
@@ -65,7 +65,7 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], int]:
     return message, num_bytes
 
 
-def receive_into(stream: BinaryIO, content: Any) -> Any:
+def receive_into(stream: IO[bytes], content: Any) -> Any:
     """
     Fills a buffer of bytes, and returns it.
 
@@ -83,12 +83,12 @@ def receive_into(stream: BinaryIO, content: Any) -> Any:
 class _Channel:
     """The pipes to the other side. While nothing is asked, the process waits for ever; otherwise for `seconds`."""
 
-    def __init__(self, requests: BinaryIO, answers: BinaryIO, seconds: float):
+    def __init__(self, requests: IO[bytes], answers: IO[bytes], seconds: float):
         self._inbox: queue.SimpleQueue[tuple[dict[str, Any], bytearray]] = queue.SimpleQueue()
         self._answers, self._seconds = answers, math.ceil(seconds) + _SECONDS_ALONE
         threading.Thread(target=self._listen, args=(requests,), daemon=True).start()
 
-    def _listen(self, requests: BinaryIO) -> None:
+    def _listen(self, requests: IO[bytes]) -> None:
         """Ends the process as soon as the one that it serves is gone, whatever it is doing."""
         try:
             while True:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from swinbert.captioning.isolation import IsolatedFilm
 from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, frame_step, undecodable
 from swinbert.captioning.segments import Segmentation, frame_at
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
@@ -104,7 +105,7 @@ class _Scenes:
         step: every how many frames one is kept, at least.
     """
 
-    def __init__(self, reader: VideoReader, first: int, segmentation: Segmentation, step: int = 1):
+    def __init__(self, reader: VideoReader | IsolatedFilm, first: int, segmentation: Segmentation, step: int = 1):
         self._reader, self._timeline = reader, reader.timeline
         self._shortest, self._longest = segmentation.scene_limits
         self._step = step
@@ -202,7 +203,7 @@ class _Scenes:
 
 
 def read_scenes(
-    family: CaptionerFamily, reader: VideoReader, segmentation: Segmentation, part: range
+    family: CaptionerFamily, reader: VideoReader | IsolatedFilm, segmentation: Segmentation, part: range
 ) -> Iterator[tuple[range, KeptFrames]]:
     """
     The scenes of a part of a film, with what can be read like a [`VideoSegment`], each as soon as its end is known.
