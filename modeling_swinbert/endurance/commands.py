@@ -143,6 +143,7 @@ class CommandTarget:
 
     name = "command"
     known: frozenset[str] = frozenset()
+    is_of_videos = False
 
     def __init__(self, clip: Path, work: Path):
         self._clip, self._work = clip, work

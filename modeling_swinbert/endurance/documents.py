@@ -65,7 +65,7 @@ class DocumentTarget:
     """
 
     def __init__(self, name: str, layouts: Callable[[], dict[str, _Layout]], work: Path):
-        self.name, self.known = name, frozenset[str]()
+        self.name, self.known, self.is_of_videos = name, frozenset[str](), False
         self._layouts, self._work = cache(layouts), work
 
     def draw(self, random: Random) -> Case:

@@ -8,7 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from swinbert.processing import VIDEO_SUFFIXES
+from swinbert import bundled_model
+from swinbert.processing.video_sources_swinbert import VIDEO_SUFFIXES
 
 # Name -> codec, its options, options of the container.
 _X264 = {"threads": "1", "x264-params": "keyint=8:min-keyint=8:scenecut=0:bframes=2:b-adapt=0"}
@@ -44,8 +45,6 @@ def write_clips(folder: Path, given: Path | None = None) -> list[str]:
     Writes the clips into `folder`, with the bundled sample and copies of the videos in the folder `given`; codecs that
     this FFmpeg cannot encode are left out. Returns their names.
     """
-    from swinbert import bundled_model
-
     folder.mkdir(parents=True)
     for name, (codec, options, container_options) in _CLIPS.items():
         if codec in av.codecs_available:
