@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -58,7 +59,7 @@ def write_clips(folder: Path, given: Path | None = None) -> list[str]:
 
 def _encode(path: Path, codec: str, options: dict[str, str], container_options: dict[str, str]) -> None:
     with av.open(str(path), "w", options=container_options) as output:
-        stream = output.add_stream(codec, rate=Fraction(25), options=options)
+        stream: Any = output.add_stream(codec, rate=Fraction(25), options=options)
         stream.width, stream.height, stream.pix_fmt = _WIDTH, _HEIGHT, "rgb8" if codec == "gif" else "yuv420p"
         for picture in _pictures():
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
