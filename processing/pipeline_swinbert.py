@@ -254,7 +254,7 @@ class VideoCaptioningPipeline(Pipeline):
                 name: value.to(self.model.dtype) if name.startswith("pixel_values") else value
                 for name, value in model_inputs.items()
             }
-            generated = self.model.generate(**inputs, **kwargs)
+            generated = self.family.generate(self.model, inputs, **kwargs)
             generated_scores = _scores(generated, self._eos_token_ids(kwargs))
             captions = self.family.captions(generated.sequences, inputs)
             per_clip = len(captions) // len(readable)

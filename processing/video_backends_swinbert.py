@@ -9,12 +9,12 @@ the number of packets, T of wanted frames.
 import bisect
 import contextlib
 import itertools
+import logging
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from transformers.utils import logging
 
 from .video_containers_swinbert import open_limits, other_container
 from .video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
@@ -26,7 +26,7 @@ try:
 except ImportError:
     av = None  # type: ignore[assignment]
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 BACKENDS = ("pyav", "decord", "torchcodec")
 MAX_FRAME_PIXELS = 8192 * 4320
