@@ -116,6 +116,10 @@ class CaptionerFamily(ABC):
         """Arguments of `generate()`, from those that count the tokens of a caption alone."""
         return arguments
 
+    def generate(self, model: Any, inputs: dict[str, torch.Tensor], **arguments: Any) -> Any:
+        """What `model.generate` returns for the inputs of some clips."""
+        return model.generate(**inputs, **arguments)
+
     def captions(self, sequences: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The tokens of captions (R, L) in what `generate()` returned for `inputs`."""
         return sequences

@@ -23,6 +23,7 @@ from .video_backends_swinbert import MAX_FRAME_PIXELS
 
 # The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
 from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
+from .video_containers_swinbert import CONTAINERS  # noqa: F401
 from .video_decoding_swinbert import decode_video
 from .video_losses_swinbert import find_lost_frames  # noqa: F401
 from .video_pictures_swinbert import FrameResizer, resize_picture
