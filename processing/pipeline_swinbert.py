@@ -22,6 +22,7 @@ from .clip_reading_swinbert import ReadAhead, as_clips, collate_clips, family_of
 # The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
 from .video_backends_swinbert import BACKENDS  # noqa: F401
 from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
+from .video_containers_swinbert import CONTAINERS  # noqa: F401
 from .video_decoding_swinbert import decode_video  # noqa: F401
 from .video_losses_swinbert import find_lost_frames  # noqa: F401
 from .video_pictures_swinbert import PictureConverter  # noqa: F401

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -271,4 +272,41 @@ def _read_plane(plane: Any, width: int) -> np.ndarray:
     return np.frombuffer(plane, "<u2").reshape(plane.height, plane.line_size // 2)[:, :width]
 
 
-__all__ = ["PictureConverter", "deinterlace_frames", "is_blank", "read_orientation"]
+# --- Size -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FrameResizer:
+    """
+    Resizes frames, (H, W, 3) uint8, with Pillow; without a size, it leaves them as they are.
+
+    Args:
+        shortest_edge (`int`, *optional*): of the result; the other side keeps the aspect, truncated as in the original.
+        height, width (`int`, *optional*): of the result, where there is no `shortest_edge`.
+        resample (`int`): Pillow's number of the filter.
+    """
+
+    shortest_edge: int | None = None
+    height: int | None = None
+    width: int | None = None
+    resample: int = Image.Resampling.BILINEAR
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for a frame of these."""
+        if self.shortest_edge is not None:
+            short = min(height, width)
+            return int(self.shortest_edge * height / short), int(self.shortest_edge * width / short)
+        return self.height or height, self.width or width
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        height, width = frame.shape[:2]
+        size = self.size(height, width)
+        return frame if size == (height, width) else resize_picture(frame, size, self.resample)
+
+
+def resize_picture(picture: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 to `size`, which is height and width."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), resample))
+
+
+__all__ = ["FrameResizer", "PictureConverter", "deinterlace_frames", "is_blank", "read_orientation", "resize_picture"]

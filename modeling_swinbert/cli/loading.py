@@ -3,7 +3,7 @@
 import functools
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +13,7 @@ from swinbert.cli.messages import fail, quiet_libraries, say
 if TYPE_CHECKING:
     import torch
 
+    from swinbert.captioning.isolation import IsolatedReader
     from swinbert.processing import VideoCaptioningPipeline
 
 
@@ -79,3 +80,12 @@ def choose_device_or_exit(name: str) -> "torch.device":
 
     with loading_or_exit():
         return choose_device(name)
+
+
+def isolation_if(isolate: bool) -> "AbstractContextManager[IsolatedReader | None]":
+    """What decodes in processes of its own, or nothing."""
+    if not isolate:
+        return nullcontext()
+    from swinbert.captioning.isolation import IsolatedReader
+
+    return IsolatedReader()
