@@ -257,7 +257,11 @@ def run(trainer: VideoCaptioningTrainer) -> dict[str, float]:
             with StopOnSignal(args) as stop:
                 trainer.add_callback(stop)
                 result = trainer.train(resume_from_checkpoint=checkpoint)
-            return _finish(trainer, result.metrics)
+            try:
+                return _finish(trainer, result.metrics)
+            except KeyboardInterrupt:
+                print_message("Stopped. Training is complete, and the same command writes the rest.")
+                raise
 
 
 @contextlib.contextmanager
