@@ -104,7 +104,7 @@ def _run(
         output.mkdir(parents=True, exist_ok=True)
         kept = f"Explanations so far are in {output}, and the same command goes on from there."
         with going_on(kept), lines_and_progress(len(found)) as write, isolation_if(isolate) as isolation:
-            for result in explain_clips(found, captioner, output, overwrite=overwrite, isolation=isolation, **options):
+            for result in explain_clips(found, captioner, output, isolation=isolation, **options):
                 write(None if result.folder is None else str(result.folder))
                 if result.error is not None:
                     failed = True
