@@ -139,6 +139,9 @@ def test_all_parts(tmp_path, monkeypatch):
         "checkpointing",
         "pipeline",
         "in one pass",
+        "plain generate",
+        "one core busy",
+        "swinbert --help",
     ):
         assert words in text, words
     assert "in one pass" in text
