@@ -32,7 +32,7 @@ class SafetensorsModel(PreTrainedModel):
             OSError: the folder or repository has no safetensors, a file is damaged or differs from the Hub's, or any
                 error of the library's.
         """
-        started = time.time()
+        started, ticks = time.time(), time.monotonic()
         if kwargs.get("use_safetensors") is False:
             raise ValueError(f"`use_safetensors=False` is refused: {_REMEDY}")
         try:
@@ -56,6 +56,7 @@ class SafetensorsModel(PreTrainedModel):
         finally:
             # The auto classes pass the adapter beside the name of its base model.
             adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
+            started = min(started, time.time() - (time.monotonic() - ticks))  # if the clock was set back meanwhile
             for source in filter(None, (pretrained_model_name_or_path, adapter)):
                 check_downloads(str(source), started, kwargs.get("cache_dir"), kwargs.get("revision"))
 

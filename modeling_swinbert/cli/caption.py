@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from swinbert.cli.loading import isolation_if, load_captioner_or_exit
+from swinbert.cli.loading import import_captioning, isolation_if, load_captioner_or_exit
 from swinbert.cli.messages import fail, lines_and_progress, say
 from swinbert.cli.options import (
     AllowNetworkStreams,
@@ -105,6 +105,7 @@ def caption(
     """
     given = SimpleNamespace(**locals())
     search = _search(given)
+    import_captioning()
     labelling, only_caption = _labelling(given)
     _run(labelling, _captioner(given, search) if labelling.needs_captioner else None, only_caption, given)
 

@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from swinbert.cli.loading import find_model_or_exit, loading_or_exit
-from swinbert.cli.messages import fail, needs_extra, quiet_libraries, say
+from swinbert.cli.messages import fail, going_on, needs_extra, quiet_libraries, say
 
 
 def make_shapes(
@@ -29,9 +29,10 @@ def make_shapes(
     with needs_extra("train"):
         from swinbert.training import moving_shapes
     try:
-        folder = moving_shapes.make_shapes(
-            output, train=train, validation=validation, test=test, seed=seed, world=world, kinds=kinds.split(",")
-        )
+        with going_on(f"{output} is not written: run the same command again."):
+            folder = moving_shapes.make_shapes(
+                output, train=train, validation=validation, test=test, seed=seed, world=world, kinds=kinds.split(",")
+            )
     except (OSError, ValueError) as error:
         fail(str(error))
     typer.echo(folder)

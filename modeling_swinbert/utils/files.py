@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -36,9 +37,11 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     try:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         unfinished.replace(file)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(file), None  # rather than the temporary one, or none
         raise
 
 
@@ -82,12 +85,10 @@ def _lock(opened: Any) -> bool:
     try:
         # Not `flock`: forked workers would inherit that lock and hold it for seconds after their parent was killed.
         fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except PermissionError as error:  # what some systems raise for a file that is locked
-        raise BlockingIOError(error.errno, error.strerror) from error
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # systems differ
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return False  # a file system without locks
     return True
 
 
@@ -98,9 +99,12 @@ def check_new_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     Creates a folder with its content in one step: `folder` is written completely or not at all.
+
+    Args:
+        overwrite: replace `folder` at the end of the block, if it exists.
 
     Yields:
         A temporary folder beside `folder`. It is renamed to `folder` at the end of the block, or deleted, with any
@@ -109,16 +113,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: `folder` exists and is not empty.
     """
-    check_new_folder(folder)
+    if not (overwrite and folder.is_dir()):
+        check_new_folder(folder)
     new_parents = [parent for parent in folder.absolute().parents if not parent.exists()]
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    replaced = folder.with_name(f"{temporary.name}.replaced")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         if folder.exists():
-            folder.rmdir()
+            folder.rename(replaced) if overwrite else folder.rmdir()
         temporary.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in new_parents:
             with contextlib.suppress(OSError):
