@@ -107,6 +107,12 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         _check_sampling(type(self).__name__, self.num_frames, self.fps)
         if self.frame_sampling not in SAMPLINGS:
             raise ValueError(f"`frame_sampling` must be {' or '.join(SAMPLINGS)}, got {self.frame_sampling!r}.")
+        for name in ("size", "crop_size"):
+            if any(not isinstance(pixels, int) or pixels < 1 for pixels in dict(getattr(self, name) or {}).values()):
+                raise ValueError(f"`{name}` must have positive integers, got {getattr(self, name)}.")
+        for name in ("image_mean", "image_std"):
+            if isinstance(values := getattr(self, name), (list, tuple)) and len(values) not in (1, 3):
+                raise ValueError(f"`{name}` must have a number for each of 3 channels, got {values}.")
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in super().to_dict().items() if key not in self._per_call}

@@ -52,6 +52,18 @@ FOUND = {
     "list for a data type": Case(
         "model", "config.json", [["json", ["dtype"], "set", [-1, -1]]], {"through": "from_pretrained", **MODEL}
     ),
+    "fractions of a pixel": Case(
+        "model",
+        "processor_config.json",
+        [["json", ["video_processor", "crop_size"], "set", [1e9, 1e10]]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "two channels": Case(
+        "model",
+        "processor_config.json",
+        [["json", ["video_processor", "image_std", 1], "delete", None]],
+        {"through": "load_captioner", **MODEL},
+    ),
     "list for the settings of captions": Case(
         "model", "generation_config.json", [["json", [], "set", [None]]], {"through": "from_pretrained", **MODEL}
     ),
