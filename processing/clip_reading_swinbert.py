@@ -89,7 +89,12 @@ class CaptionerFamily(ABC):
         Raises:
             VideoDecodeError: the video cannot be opened, or is no file.
         """
-        return VideoReader(video, backend=self.video_backend)
+        return VideoReader(video, **self.decoding)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How `read` decodes files: arguments of `VideoReader`."""
+        return {"backend": self.video_backend}
 
     def frame_resizer(self) -> Callable[[np.ndarray], np.ndarray] | None:
         """
@@ -110,6 +115,10 @@ class CaptionerFamily(ABC):
     def generation_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `generate()`, from those that count the tokens of a caption alone."""
         return arguments
+
+    def generate(self, model: Any, inputs: dict[str, torch.Tensor], **arguments: Any) -> Any:
+        """What `model.generate` returns for the inputs of some clips."""
+        return model.generate(**inputs, **arguments)
 
     def captions(self, sequences: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The tokens of captions (R, L) in what `generate()` returned for `inputs`."""
@@ -209,14 +218,14 @@ class SwinBertFamily(CaptionerFamily):
         inputs = dict(self._video_processor(video, return_tensors="pt", return_metadata=True, **sampling))
         return inputs if prompt is None else {**inputs, "input_ids": beginning_of_caption(self._tokenizer, prompt)}
 
-    def open_video(self, video: Any) -> VideoReader:
+    @property
+    def decoding(self) -> dict[str, Any]:
         stored = self._video_processor
-        return VideoReader(
-            video,
-            backend=self.video_backend,
-            deinterlace=stored.deinterlace is not False,
-            tone_map=stored.tone_map is not False,
-        )
+        return {
+            "backend": self.video_backend,
+            "deinterlace": stored.deinterlace is not False,
+            "tone_map": stored.tone_map is not False,
+        }
 
     def frame_resizer(self) -> Callable[[np.ndarray], np.ndarray] | None:
         return self._video_processor.frame_resizer()

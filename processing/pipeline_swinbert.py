@@ -30,6 +30,7 @@ from .clip_reading_swinbert import (
 # The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
 from .video_backends_swinbert import BACKENDS  # noqa: F401
 from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
+from .video_containers_swinbert import CONTAINERS  # noqa: F401
 from .video_decoding_swinbert import decode_video  # noqa: F401
 from .video_losses_swinbert import find_lost_frames  # noqa: F401
 from .video_pictures_swinbert import PictureConverter  # noqa: F401
@@ -262,7 +263,7 @@ class VideoCaptioningPipeline(Pipeline):
                 name: value.to(self.model.dtype) if name.startswith("pixel_values") else value
                 for name, value in model_inputs.items()
             }
-            generated = self.model.generate(**inputs, **kwargs)
+            generated = self.family.generate(self.model, inputs, **kwargs)
             generated_scores = _scores(generated, self._eos_token_ids(kwargs))
             captions = self.family.captions(generated.sequences, inputs)
             per_clip = len(captions) // len(readable)

@@ -17,7 +17,7 @@ _LARGEST_BATCH = 32
 _TRIAL_BATCH = 4
 # Several threads must be faster than one by this factor: one leaves the other cores to other programs and the decoder.
 _WORTHWHILE_SPEEDUP = 1.1
-# By this factor one number of threads is so much slower that another look is not worth its time.
+# By this factor one thread is so much slower that another look is not worth its time.
 _CLEAR_SPEEDUP = 2.0
 
 
@@ -112,7 +112,8 @@ class MeasuredBatching(Batching):
         if len(self._seconds) < 2:
             return
         alone, together = self._seconds[1], self._seconds[self._available]
-        if max(alone, together) > _CLEAR_SPEEDUP * min(alone, together):
+        # Where several threads wait for a core that is busy, another look would take as long as many clips.
+        if together > alone or alone > _CLEAR_SPEEDUP * together:
             self._trials.clear()
         if not self._trials:
             torch.set_num_threads(self._available if together * _WORTHWHILE_SPEEDUP < alone else 1)

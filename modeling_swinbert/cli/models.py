@@ -1,7 +1,7 @@
 """Commands on saved models: `swinbert info`, `swinbert convert`, `swinbert push`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -32,19 +32,18 @@ def info(
     """Show a model's configuration, its number of parameters and, for SwinBERT, how sparse its attention mask is."""
     name = find_model_or_exit(bundled_model() if model is None else model)
     quiet_libraries()
-    from swinbert.deployment.inspection import describe_model, mask_picture
+    from swinbert.deployment.inspection import describe_model, load_model, mask_picture
     from swinbert.utils.files import write_atomically
 
-    loading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     with needs_extra("explain"), loading_or_exit(name):
-        description = describe_model(name, **loading)
-        drawn = mask_picture(name, **loading) if picture is not None else None
+        loaded = load_model(name, trust_remote_code=trust_remote_code, revision=revision)
+        drawn = mask_picture(loaded, Path(name)) if picture is not None else None
     if picture is not None and drawn is not None:
         try:
             write_atomically(picture, drawn)
         except OSError as error:
             fail(f"The picture cannot be written: {error}")
-    typer.echo(description, nl=False)
+    typer.echo(describe_model(loaded, name), nl=False)
 
 
 def convert(

@@ -28,8 +28,11 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         content: bytes, or text that is written as UTF-8.
 
     Raises:
-        OSError: the file cannot be written; what was at `file` before is still there.
+        OSError: the file cannot be written; what was at `file` before is still there. So is a device, such as
+            `/dev/null`, which the administrator could rename a file to.
     """
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise OSError(f"Expected a place for a file, found a device or pipe: {file}.")
     unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}.unfinished")
     try:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
