@@ -27,6 +27,7 @@ from swinbert.processing.clip_reading_swinbert import ReadAhead
 
 from .encoding import encoder
 from .films import film
+from .isolation import isolation
 from .measurement import Row, Table, compare, machine, matrix_peak, take_turns, write_clip
 from .peers import TorchvisionSwin, git_model, original_caption
 from .training_step import training
@@ -48,6 +49,7 @@ class Size:
     clips: dict[str, tuple[int, int, int, int]]  # name: width, height, frames, frames between key frames
     film: tuple[int, int, int, int]  # of the clip that films repeat, as above
     films: tuple[float, ...]  # seconds
+    small_clips: int
     frames: tuple[int, ...]
     batches: tuple[int, ...]
 
@@ -64,6 +66,7 @@ SIZES = {
         },
         film=(320, 180, 300, 250),
         films=(120.0, 600.0, 7200.0),
+        small_clips=100,
         frames=(8, 16, 32, 64, 128),
         batches=(1, 2, 4, 8, 16),
     ),
@@ -101,6 +104,7 @@ SIZES = {
         clips={"64 x 48, key frame every 12": (64, 48, 24, 12)},
         film=(64, 48, 24, 12),
         films=(15.0,),
+        small_clips=4,
         frames=(2, 4, 8),
         batches=(1, 2),
     ),
@@ -448,7 +452,21 @@ def _agreement(first: torch.Tensor, second: torch.Tensor) -> str:
 
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     part.__name__: part
-    for part in (decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap, film)
+    for part in (
+        decode,
+        stages,
+        encoder,
+        words,
+        caption,
+        beams,
+        masks,
+        frames,
+        batch,
+        training,
+        overlap,
+        film,
+        isolation,
+    )
 }
 
 

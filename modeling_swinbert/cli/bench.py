@@ -43,7 +43,8 @@ def bench(
     """
     Measure speed and memory on this machine, beside the original algorithm (re-implemented) and other models.
 
-    Parts: decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap, film. Parts that
+    Parts: decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap, film,
+    isolation. Parts that
     benchmark.json already holds, measured with the same settings, are not measured again. Weights are random; clips are
     generated unless you name some.
     """
