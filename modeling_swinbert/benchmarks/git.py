@@ -33,7 +33,9 @@ def git(bench: "Bench") -> list[Table]:
         rows[1].note = agreement(*captions)
         if beams == 1:
             rows[1].target = 1.4
-        title = f"GIT, six frames to a caption of {bench.size.words} words, " + (f"{beams} beams" if beams > 1 else "greedy")
+        title = f"GIT, six frames to a caption of {bench.size.words} words, " + (
+            f"{beams} beams" if beams > 1 else "greedy"
+        )
         tables.append(Table(title, rows, "plain generate"))
     return tables
 
