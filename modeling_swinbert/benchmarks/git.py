@@ -6,13 +6,11 @@ import torch
 
 from swinbert.captioning.families.git_generation import generate_captions
 
-from .measurement import Table
-from .peers import agreement, git_model
+from .measurement import Table, agreement
+from .peers import git_model
 
 if TYPE_CHECKING:
     from .suite import Bench
-
-_BEAMS = 4
 
 
 def git(bench: "Bench") -> list[Table]:
@@ -21,7 +19,7 @@ def git(bench: "Bench") -> list[Table]:
     pixels = torch.randn(1, 6, 3, side, side, generator=torch.Generator().manual_seed(0)).to(bench.device, bench.dtype)
     start = torch.tensor([[101]], device=bench.device)
     tables = []
-    for beams in (1, _BEAMS):
+    for beams, search in ((1, "greedy"), (4, "4 beams")):
         # Random weights would repeat one word for ever, whatever the clip.
         options = {"input_ids": start, "no_repeat_ngram_size": 1, **bench.generation(beams)}
         rows, captions = bench.compare(
@@ -31,12 +29,8 @@ def git(bench: "Bench") -> list[Table]:
             }
         )
         rows[1].note = agreement(*captions)
-        if beams == 1:
-            rows[1].target = 1.4
-        title = f"GIT, six frames to a caption of {bench.size.words} words, " + (
-            f"{beams} beams" if beams > 1 else "greedy"
-        )
-        tables.append(Table(title, rows, "plain generate"))
+        rows[1].target = 1.4
+        tables.append(Table(f"GIT, six frames to a caption of {bench.size.words} words, {search}", rows, rows[0].name))
     return tables
 
 
