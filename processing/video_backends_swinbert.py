@@ -2,8 +2,8 @@
 The decoders: PyAV, decord and torchcodec.
 
 PyAV opens every file, within limits on what it may be, and reads its timeline, also where another decoder goes on: that
-one never gets a file on which it would hang or crash, and is asked for the moments that PyAV found. In docstrings P is
-the number of packets, T of wanted frames.
+one is asked for the moments that PyAV found, and does not get most of the files on which it would hang or crash. decord
+can still end the process on a damaged file. In docstrings P is the number of packets, T of wanted frames.
 """
 
 import bisect

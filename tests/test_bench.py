@@ -142,6 +142,9 @@ def test_all_parts(tmp_path, monkeypatch):
         "of the original's memory with weights; target 25%",
         "pipeline",
         "in one pass",
+        "plain generate",
+        "one core busy",
+        "swinbert --help",
     ):
         assert words in text, words
     assert "in one pass" in text

@@ -140,6 +140,11 @@ def take_turns(
             row.measure(call, device)
 
 
+def agreement(first: torch.Tensor, second: torch.Tensor) -> str:
+    """Whether two captions are equal: a comparison is fair only then. In 16 bits, rounding may choose another word."""
+    return "the same caption" if torch.equal(first, second) else "ANOTHER CAPTION"
+
+
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     synchronise(device)
     started = time.perf_counter()

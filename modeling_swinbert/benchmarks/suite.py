@@ -27,9 +27,12 @@ from swinbert.processing.clip_reading_swinbert import ReadAhead
 
 from .encoding import encoder
 from .films import film
+from .folders import folder
+from .git import git
 from .isolation import isolation
-from .measurement import Row, Table, compare, machine, matrix_peak, take_turns, write_clip
+from .measurement import Row, Table, agreement, compare, machine, matrix_peak, take_turns, write_clip
 from .peers import TorchvisionSwin, git_model, original_caption
+from .startup import startup
 from .training_step import training
 
 # Share of off-diagonal entries of the sparse mask that are alive, at random places. In the paper it is below 5 %.
@@ -302,7 +305,7 @@ def words(bench: Bench) -> list[Table]:
         "swinbert": lambda: bench.model.generate(video_key_values=bench.prefill(features), **bench.generation()),
     }
     rows, captions = bench.compare(calls)
-    rows[1].note = _agreement(*captions)
+    rows[1].note = agreement(*captions)
     title = f"Backbone's output to a caption of {bench.size.words} words, {LIVE_SHARE:.0%} of the mask alive"
     return [Table(title, rows, "original's algorithm")]
 
@@ -323,7 +326,7 @@ def caption(bench: Bench) -> list[Table]:
     if (in_int8 := bench.model_in_int8) is not None:
         calls["swinbert, int8"] = lambda: bench.caption(in_int8, pixels)
     rows, captions = bench.compare(calls)
-    rows[1].note = _agreement(*captions[:2])
+    rows[1].note = agreement(*captions[:2])
     rows[2].note = f"{git.num_parameters() / 1e6:.0f} M parameters" + ("" if bench.size.git else ", as GIT-base")
     for row, ids in zip(rows[3:], captions[3:], strict=True):
         equal = int((ids == captions[1]).sum()) - 1  # not [CLS]
@@ -445,11 +448,6 @@ def overlap(bench: Bench) -> list[Table]:
     return [Table(f"{OVERLAP_CLIPS} clips, from files to captions", rows, slower.name)]
 
 
-def _agreement(first: torch.Tensor, second: torch.Tensor) -> str:
-    """Whether two captions are equal: a comparison is fair only then. In 16 bits, rounding may choose another word."""
-    return "the same caption" if torch.equal(first, second) else "ANOTHER CAPTION"
-
-
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     part.__name__: part
     for part in (
@@ -465,7 +463,10 @@ PARTS: dict[str, Callable[[Bench], list[Table]]] = {
         training,
         overlap,
         film,
+        folder,
+        git,
         isolation,
+        startup,
     )
 }
 
