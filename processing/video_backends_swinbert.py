@@ -9,6 +9,7 @@ the number of packets, T of wanted frames.
 import bisect
 import contextlib
 import itertools
+import os
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -58,8 +59,16 @@ _SEEK_BYTES = 4 << 20
 _KEPT_BYTES = 16 << 20
 # FFmpeg's threads take some 20 ms to start and to stop; for fewer pixels to decode, one thread is faster.
 _THREADED_PIXELS = 16 << 20
+_MAX_THREADS = 16  # FFmpeg's own limit: a thread holds a frame
 # More packets than any decoder takes in before it returns the frame of the first: 16 to reorder, one for each thread.
 _MAX_DELAY = 64
+
+
+def available_cores() -> list[int]:
+    """Numbers of the CPU cores that this process may use, which a container or `taskset` can limit."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 # --- Opening a file ---------------------------------------------------------------------------------------------------
@@ -340,7 +349,7 @@ class StreamDecoder:
         return self.picture(frame)
 
     def _open(self, num_threads: int = 1) -> None:
-        """Opens the file at its beginning, anew if it is open. FFmpeg chooses the number of threads if it is 0."""
+        """Opens the file at its beginning, anew if it is open."""
         self._file.close()
         self._container, self.stream = self._file.enter_context(open_stream(self._name, self._media))
         self.size = self.stream.codec_context.width, self.stream.codec_context.height
@@ -354,9 +363,14 @@ class StreamDecoder:
         self._codec.thread_type, self._codec.thread_count = "AUTO", num_threads
 
     def _choose_threads(self, num_packets: int) -> None:
-        """Several threads from the call on at which enough pixels to pay for them will have been decoded."""
+        """
+        Several threads from the call on at which enough pixels to pay for them will have been decoded: one for each
+        core but that on which the frames become pictures.
+        """
         self._num_pixels += num_packets * self.size[0] * self.size[1]
-        num_threads = 0 if self._num_pixels > _THREADED_PIXELS else 1
+        num_threads = 1
+        if self._num_pixels > _THREADED_PIXELS:
+            num_threads = min(max(len(available_cores()) - 1, 1), _MAX_THREADS)
         if not self._codec.is_open:
             self._set_threads(num_threads)
         elif num_threads != self._num_threads:
@@ -566,6 +580,7 @@ __all__ = [
     "CONTAINERS",
     "MAX_FRAME_PIXELS",
     "StreamDecoder",
+    "available_cores",
     "choose_stream",
     "decode_with_decord",
     "decode_with_torchcodec",
