@@ -276,9 +276,7 @@ class StreamDecoder:
     def _frames(self, wanted: np.ndarray, to_be_continued: bool) -> Iterator[tuple[int, Any]]:
         """As `frames`, without deinterlacing."""
         packet_of_wanted = self.timeline.packet_of_frame[wanted]
-        skip = self.timeline.packets["is_disposable"] & self.timeline.has_time_stamps
-        skip[packet_of_wanted] = False
-        spans = _spans(self.timeline, wanted)
+        spans, skip = self.plan(wanted)
         self._choose_threads(sum(int(np.count_nonzero(~skip[first : last + 1])) for first, last in spans))
         goes_on = False
         for (first, last), (next_first, _) in itertools.zip_longest(spans, spans[1:], fillvalue=(-1, -1)):
@@ -292,6 +290,15 @@ class StreamDecoder:
             # The last span leaves its state to the next call; a call before may have gone as far as the next span.
             goes_on = to_be_continued and next_first < self._position
             yield from self._decode_packets(last, skip, int(wanted_here[-1]) if goes_on else None)
+
+    def plan(self, wanted: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
+        """
+        What is decoded for the frames `wanted`, (T,): runs of packets, see `_spans`, and which packets no wanted frame
+        needs, (P,).
+        """
+        skip = self.timeline.packets["is_disposable"] & self.timeline.has_time_stamps
+        skip[self.timeline.packet_of_frame[wanted]] = False
+        return _spans(self.timeline, wanted), skip
 
     def replacements(self, lost: list[int], part: range) -> tuple[dict[int, np.ndarray], int]:
         """
