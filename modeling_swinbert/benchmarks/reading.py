@@ -53,20 +53,22 @@ def decode(bench: "Bench") -> list[Table]:
                 unable[way] = Row(way, note=f"cannot: {type(error).__name__}")
                 del ways[way]
         rows, _ = compare(ways, bench.rounds, torch.device("cpu"), bench.progress)
-        _compare_with_others({row.name: row for row in rows})
+        for row in rows:
+            if row.name.startswith("swinbert"):
+                row.target, row.limit = _TARGET, _LIMIT
+                _note_ratios(row, rows)
         tables.append(Table(f"{num_frames} frames of a clip of {name}", [*rows, *unable.values()], _DECODER_ALONE))
     return tables
 
 
-def _compare_with_others(rows: dict[str, Row]) -> None:
-    for row in (rows["swinbert"], rows["swinbert, resized"]):
-        row.target, row.limit = _TARGET, _LIMIT
+def _note_ratios(ours: Row, rows: list[Row]) -> None:
+    """Notes on our row how many times as fast as the other decoders it is."""
+    others = {row.name: row for row in rows if row.name in _OTHERS}
     ratios = {
-        other: statistics.median(o / s for o, s in zip(rows[other].seconds, rows["swinbert"].seconds, strict=True))
-        for other in _OTHERS
-        if other in rows
+        name: statistics.median(other / own for other, own in zip(row.seconds, ours.seconds, strict=True))
+        for name, row in others.items()
     }
-    rows["swinbert"].note = ", ".join(f"{ratio:.2f} times as fast as {other}" for other, ratio in ratios.items())
+    ours.note = ", ".join(f"{ratio:.2f} times as fast as {name}" for name, ratio in ratios.items())
 
 
 def _needed_packets(path: Path, num_frames: int) -> list[bool]:

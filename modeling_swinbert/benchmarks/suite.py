@@ -16,10 +16,7 @@ from transformers import BertTokenizer
 from swinbert import SparseVideoMask, SwinBertConfig, SwinBertForVideoCaptioning, bundled_model
 from swinbert.conversion.configs import video_processor_for
 from swinbert.deployment.quantization import computes_in_bfloat16, quantize_linear
-from swinbert.processing import (
-    SwinBertProcessor,
-    VideoCaptioningPipeline,
-)
+from swinbert.processing import SwinBertProcessor, VideoCaptioningPipeline
 from swinbert.processing.clip_reading_swinbert import ReadAhead
 
 from .films import film
