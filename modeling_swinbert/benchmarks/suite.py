@@ -9,20 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import torch
 from transformers import BertTokenizer
 
 from swinbert import SparseVideoMask, SwinBertConfig, SwinBertForVideoCaptioning, bundled_model
 from swinbert.conversion.configs import video_processor_for
 from swinbert.deployment.quantization import computes_in_bfloat16, quantize_linear
-from swinbert.processing import (
-    SwinBertProcessor,
-    VideoCaptioningPipeline,
-    decode_video,
-    sample_indices,
-)
+from swinbert.processing import SwinBertProcessor, VideoCaptioningPipeline
 from swinbert.processing.clip_reading_swinbert import ReadAhead
 
 from .encoding import encoder
@@ -32,6 +25,7 @@ from .git import git
 from .isolation import isolation
 from .measurement import Row, Table, agreement, compare, machine, matrix_peak, take_turns, write_clip
 from .peers import TorchvisionSwin, git_model, original_caption
+from .reading import decode
 from .startup import startup
 from .training_step import training
 
@@ -229,51 +223,6 @@ def set_live_share(model: SwinBertForVideoCaptioning, share: float) -> None:
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
-
-
-def decode(bench: Bench) -> list[Table]:
-    num_frames = bench.config.num_frames
-    tables = []
-    for name, path in bench.clip_files().items():
-        ways: dict[str, Callable[[], Any]] = {
-            "whole clip, then index": functools.partial(_decode_whole, path, num_frames),
-            "swinbert": functools.partial(decode_video, path, num_frames=num_frames),
-            "decord": functools.partial(_decode_with_decord, path, num_frames),
-            "torchcodec": functools.partial(_decode_with_torchcodec, path, num_frames),
-        }
-        unable = {}
-        for way, call in list(ways.items()):
-            try:
-                call()
-            except Exception as error:  # not installed, no libraries, or no such format
-                unable[way] = Row(way, note=f"cannot: {type(error).__name__}")
-                del ways[way]
-        rows, _ = compare(ways, bench.rounds, torch.device("cpu"), bench.progress)
-        rows += unable.values()
-        tables.append(Table(f"{num_frames} frames of a clip of {name}", rows, "whole clip, then index"))
-    return tables
-
-
-def _decode_whole(path: Path, num_frames: int) -> np.ndarray:
-    with av.open(str(path)) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    return frames[sample_indices(len(frames), num_frames)]
-
-
-def _decode_with_decord(path: Path, num_frames: int) -> np.ndarray:
-    import decord
-
-    reader = decord.VideoReader(str(path), ctx=decord.cpu(0))
-    return reader.get_batch(sample_indices(len(reader), num_frames)).asnumpy()
-
-
-def _decode_with_torchcodec(path: Path, num_frames: int) -> np.ndarray:
-    from torchcodec.decoders import VideoDecoder
-
-    decoder = VideoDecoder(str(path), dimension_order="NHWC")
-    indices = sample_indices(len(decoder), num_frames)
-    return decoder.get_frames_at(indices=indices.tolist()).data.numpy()
 
 
 def stages(bench: Bench) -> list[Table]:
