@@ -7,10 +7,12 @@
   as large as its input and cheap; it is not stored for the backward pass. Switch: `keep_activations` of the MLP.
 * Attention with a learned bias, in training ([`BiasedAttention`]): PyTorch's fused kernel has no gradient for a bias;
   its fallback stores the attention weights of all windows. Switch: [`can_fuse_learned_bias`].
-* Products of linear layers ([`fast_linear`]): on x86, PyTorch multiplies float32 matrices with MKL. For the few rows of
-  a decoding step MKL is two to three times as fast with the weight on the left, where the time is that of reading the
-  weights ([`few_rows_product`]), and oneDNN for a single row. MKL does not use AVX-512 on AMD processors; oneDNN does,
-  and is twice as fast there for many rows, with the same weights in the same layout. Switch: `FastLinearMode.enabled`.
+* Products of linear layers ([`fast_linear`], [`apply_linear`]): on x86, PyTorch multiplies float32 matrices with MKL.
+  For the few rows of a decoding step MKL is two to three times as fast with the weight on the left, where the time is
+  that of reading the weights ([`few_rows_product`]); for a single row, in a batch of one product for each thread
+  ([`one_row_product`]). For the other products of up to 16 rows oneDNN is faster. MKL does not use AVX-512 on AMD
+  processors; oneDNN does, and is twice as fast there for many rows, with the same weights in the same layout. Switch:
+  `FastLinearMode.enabled`.
 
 Shapes: B clips, T frames; N tokens of a window, D channels of an attention head; R rows (all axes but the last),
 I input features, O output features of a linear layer.
