@@ -43,7 +43,7 @@ class _RegistrationHook(MetaPathFinder):
         self._executing[module.__name__] = thread
         try:
             loader.exec_module(module)
-            if outermost and not self.registered and "transformers" in sys.modules:
+            if outermost and not self.registered and sys.modules.get("transformers") is not None:
                 self._register(thread)
         finally:
             del self._executing[module.__name__]

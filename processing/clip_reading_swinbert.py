@@ -8,7 +8,7 @@ Shapes: B clips, T frames, C channels, H and W pixels, L tokens.
 """
 
 import collections.abc
-import contextlib
+import functools
 import math
 import os
 import queue
@@ -89,7 +89,12 @@ class CaptionerFamily(ABC):
         Raises:
             VideoDecodeError: the video cannot be opened, or is no file.
         """
-        return VideoReader(video, backend=self.video_backend)
+        return VideoReader(video, **self.decoding)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How `read` decodes files: arguments of `VideoReader`."""
+        return {"backend": self.video_backend}
 
     def frame_resizer(self) -> Callable[[np.ndarray], np.ndarray] | None:
         """
@@ -110,6 +115,10 @@ class CaptionerFamily(ABC):
     def generation_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `generate()`, from those that count the tokens of a caption alone."""
         return arguments
+
+    def generate(self, model: Any, inputs: dict[str, torch.Tensor], **arguments: Any) -> Any:
+        """What `model.generate` returns for the inputs of some clips."""
+        return model.generate(**inputs, **arguments)
 
     def captions(self, sequences: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The tokens of captions (R, L) in what `generate()` returned for `inputs`."""
@@ -209,14 +218,14 @@ class SwinBertFamily(CaptionerFamily):
         inputs = dict(self._video_processor(video, return_tensors="pt", return_metadata=True, **sampling))
         return inputs if prompt is None else {**inputs, "input_ids": beginning_of_caption(self._tokenizer, prompt)}
 
-    def open_video(self, video: Any) -> VideoReader:
+    @property
+    def decoding(self) -> dict[str, Any]:
         stored = self._video_processor
-        return VideoReader(
-            video,
-            backend=self.video_backend,
-            deinterlace=stored.deinterlace is not False,
-            tone_map=stored.tone_map is not False,
-        )
+        return {
+            "backend": self.video_backend,
+            "deinterlace": stored.deinterlace is not False,
+            "tone_map": stored.tone_map is not False,
+        }
 
     def frame_resizer(self) -> Callable[[np.ndarray], np.ndarray] | None:
         return self._video_processor.frame_resizer()
@@ -416,6 +425,34 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+_is_forked = False
+
+
+@functools.cache
+def prepare_for_forks() -> None:
+    """
+    Has processes that are forked from this one compute on one thread. They inherit the records of OpenMP's threads, but
+    not the threads, and would wait for them for ever.
+    """
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=_compute_on_one_thread)
+
+
+def _compute_on_one_thread() -> None:
+    global _is_forked
+    _is_forked = True
+    torch.set_num_threads(1)
+
+
+def check_threads(threads: int) -> None:
+    """Raises `ValueError` if this process cannot compute on so many threads."""
+    if _is_forked and threads > 1:
+        raise ValueError(
+            f"Expected one thread, got {threads}: this process was forked from one that had a captioner, and threads do"
+            ' not survive a fork. Start processes by "spawn" or "forkserver" to use more.'
+        )
+
+
 class ReadAhead(IterableDataset):
     """
     Reads clips in threads, several at once, and yields them in the order of `inputs`.
@@ -446,6 +483,7 @@ class _ReadAheadIterator:
 
     def __init__(self, inputs: Any, read: Callable[[Any], Any], batch_size: int, takes_turns: bool):
         num_threads = min(8, len(available_cores()))
+        self._process = os.getpid()
         # One clip more than the queue holds is on its way into it.
         self._results: queue.Queue = queue.Queue(max(batch_size, num_threads) - 1 or 1)
         # Set while files may be read.
@@ -463,6 +501,11 @@ class _ReadAheadIterator:
     def __next__(self) -> Any:
         if self._closed.is_set():
             raise StopIteration
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "The threads that read these clips are in the process that this one was forked from: begin to iterate"
+                " in one process only."
+            )
         try:
             result = self._results.get_nowait()
         except queue.Empty:
@@ -483,12 +526,12 @@ class _ReadAheadIterator:
         """Drops the clips that wait; a thread that is reading finishes its clip and discards it."""
         self._closed.set()
         self._may_read.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._results.get_nowait()
+        while not self._results.empty():  # nobody else takes from it
+            self._results.get_nowait()
 
     def __del__(self):
-        self.close()
+        if os.getpid() == self._process:  # in a forked one, locks may be held by threads that it lacks
+            self.close()
 
 
 def _read_all(

@@ -17,11 +17,20 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .clip_reading_swinbert import ReadAhead, as_clips, collate_clips, family_of, is_clip, read_clip
+from .clip_reading_swinbert import (
+    ReadAhead,
+    as_clips,
+    collate_clips,
+    family_of,
+    is_clip,
+    prepare_for_forks,
+    read_clip,
+)
 
 # The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
 from .video_backends_swinbert import BACKENDS  # noqa: F401
 from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
+from .video_containers_swinbert import CONTAINERS  # noqa: F401
 from .video_decoding_swinbert import decode_video  # noqa: F401
 from .video_losses_swinbert import find_lost_frames  # noqa: F401
 from .video_pictures_swinbert import PictureConverter  # noqa: F401
@@ -58,7 +67,7 @@ class VideoCaptioningPipeline(Pipeline):
     of *one* clip; to caption images, pass `[{"video": image}, ...]`.
 
     Threads read the next clips while the model works on the ones before or, if both share a CPU, in turns with it. One
-    of the threads runs a generator.
+    of the threads runs a generator. A process that is forked from this one can use the pipeline, on one thread.
 
     A clip that cannot be read raises `VideoDecodeError` if it is passed alone. Among many clips it is logged, and its
     result is `[{"generated_text": None, "score": None, "error": "..."}]`; the others are captioned. `on_error="raise"`
@@ -113,6 +122,7 @@ class VideoCaptioningPipeline(Pipeline):
         self.family = family_of(self.model.config, self.processor)
         self._generate_kwargs = {**self.family.generation, **self.family.generation_arguments(self._generate_kwargs)}
         self._check_sampling(self._preprocess_params)
+        prepare_for_forks()
 
     def _sanitize_parameters(
         self, start=None, end=None, num_frames=None, fps=None, prompt=None, on_error=None, **generate_kwargs
@@ -253,7 +263,7 @@ class VideoCaptioningPipeline(Pipeline):
                 name: value.to(self.model.dtype) if name.startswith("pixel_values") else value
                 for name, value in model_inputs.items()
             }
-            generated = self.model.generate(**inputs, **kwargs)
+            generated = self.family.generate(self.model, inputs, **kwargs)
             generated_scores = _scores(generated, self._eos_token_ids(kwargs))
             captions = self.family.captions(generated.sequences, inputs)
             per_clip = len(captions) // len(readable)

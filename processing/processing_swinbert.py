@@ -12,6 +12,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from .clip_reading_swinbert import CaptionerFamily  # noqa: F401
 from .video_backends_swinbert import BACKENDS  # noqa: F401
 from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
+from .video_containers_swinbert import CONTAINERS  # noqa: F401
 from .video_decoding_swinbert import decode_video  # noqa: F401
 from .video_losses_swinbert import find_lost_frames  # noqa: F401
 from .video_pictures_swinbert import PictureConverter  # noqa: F401

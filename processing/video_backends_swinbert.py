@@ -2,22 +2,22 @@
 The decoders: PyAV, decord and torchcodec.
 
 PyAV opens every file, within limits on what it may be, and reads its timeline, also where another decoder goes on: that
-one never gets a file on which it would hang or crash, and is asked for the moments that PyAV found. In docstrings P is
-the number of packets, T of wanted frames.
+one is asked for the moments that PyAV found, and does not get most of the files on which it would hang or crash. decord
+can still end the process on a damaged file. In docstrings P is the number of packets, T of wanted frames.
 """
 
 import bisect
 import contextlib
 import itertools
-import re
+import logging
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from transformers.utils import logging
 
-from .video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
+from .video_containers_swinbert import open_limits, other_container
+from .video_pictures_swinbert import BlankFrames, PictureConverter, deinterlace_frames
 from .video_sources_swinbert import VideoDecodeError
 from .video_timeline_swinbert import VideoTimeline, demux, read_timeline
 
@@ -26,28 +26,10 @@ try:
 except ImportError:
     av = None  # type: ignore[assignment]
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 BACKENDS = ("pyav", "decord", "torchcodec")
 MAX_FRAME_PIXELS = 8192 * 4320
-# FFmpeg's names of containers that hold their media themselves. Playlists (hls, dash, concat), which open other files,
-# and pictures are left out; sound is in, so that a song can be told from a text file.
-CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,asf,ogg,ivf,h264,hevc,mp3,aac,flac,wav"
-# Of cameras and editing, and of single-file frames: their demuxers open no other files either.
-CONTAINERS += ",mxf,dv,nut,yuv4mpegpipe,apng"
-# How files of other containers begin, so that a message can name them.
-_OTHER_CONTAINERS = {
-    rb"RIFF....WEBP": "WebP",
-    rb"\.RMF": "RealMedia",
-    rb"[FCZ]WS[\x01-\x40]": "Flash (SWF)",
-    rb"BIK|KB2": "Bink",
-    rb"\s*#EXTM3U": "a playlist (HLS)",
-    rb"ffconcat": "a playlist (ffconcat)",
-    rb"\s*<\?xml[^>]*>\s*<MPD": "a playlist (DASH)",
-    rb"\xb7\xd8\x00\x20\x37\x49\xda\x11": "WTV",
-    rb"SMK[24]": "Smacker",
-    rb"FORM": "IFF",
-}
 _PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container of mp4
 _PYAV_VERSION = int(av.__version__.split(".")[0]) if av is not None else 0
 # A title in an old encoding is no reason to refuse a clip; from PyAV 19 on it is none, and the argument is gone.
@@ -63,17 +45,6 @@ _MAX_DELAY = 64
 
 
 # --- Opening a file ---------------------------------------------------------------------------------------------------
-
-
-def _other_container(media: str | BinaryIO) -> str | None:
-    """The name of a container that is not read, by the first bytes."""
-    if isinstance(media, str):
-        with open(media, "rb") as file:
-            start = file.read(256)
-    else:
-        media.seek(0)
-        start = media.read(256)
-    return next((name for begin, name in _OTHER_CONTAINERS.items() if re.match(begin, start, re.DOTALL)), None)
 
 
 @contextlib.contextmanager
@@ -93,12 +64,11 @@ def open_stream(name: str, media: str | BinaryIO) -> Iterator[tuple[Any, Any]]:
     """
     if not isinstance(media, str):
         media.seek(0)
-    limits = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         # Not `options`, which are the streams' too: PyAV before 16 crashes if the header announces no streams (flv).
-        container = av.open(media, container_options=limits, **_OPEN_ARGUMENTS)
+        container = av.open(media, container_options=open_limits(), **_OPEN_ARGUMENTS)
     except av.error.FFmpegError as error:
-        other = _other_container(media)
+        other = other_container(media)
         found = f"this container is not supported: {other}" if other else "found something else or a damaged header"
         raise VideoDecodeError(name, "not_video", f"expected a video file, {found} ({error.strerror}).") from error
     with contextlib.closing(container):
@@ -189,6 +159,10 @@ def _transparent_codec(stream: Any) -> Any:
         return None
     codec.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     return codec
+
+
+class _DamagedInThreads(Exception):
+    """From here on, what FFmpeg's frame threads return differs from run to run."""
 
 
 class StreamDecoder:
@@ -282,7 +256,14 @@ class StreamDecoder:
                 self._restart(first)
             # The last span leaves its state to the next call; a call before may have gone as far as the next span.
             goes_on = to_be_continued and next_first < self._position
-            yield from self._decode_packets(last, skip, int(wanted_here[-1]) if goes_on else None)
+            until = int(wanted_here[-1]) if goes_on else None
+            try:
+                yield from self._decode_packets(last, skip, until)
+            except _DamagedInThreads:
+                returned = self._latest
+                self._open()
+                self._restart(first)
+                yield from (each for each in self._decode_packets(last, skip, until) if each[0] > returned)
 
     def replacements(self, lost: list[int], part: range) -> tuple[dict[int, np.ndarray], int]:
         """
@@ -381,6 +362,7 @@ class StreamDecoder:
         self._begin = self._position = first  # the packets that the decoder gets first and next
         self._latest = -1  # frame that was returned last
         self._num_output = 0
+        self._blank = BlankFrames(is_damaged=not self.timeline.packets["is_key"][first])
         self._is_continuous = True
 
     def _decode_packets(self, last: int, skip: np.ndarray, until: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -403,14 +385,18 @@ class StreamDecoder:
         yield from self._take_output()
 
     def _decode(self, packet: Any) -> None:
+        has_failed = False
         try:
             frames = self._codec.decode(packet)
         except av.error.FFmpegError:
             self._is_continuous = False
-            return
+            self._blank.is_damaged = has_failed = True
+            frames = []
+        if self._num_threads != 1 and (has_failed or any(frame.is_corrupt for frame in frames)):
+            raise _DamagedInThreads
         for frame in frames:
             number = self._number(frame)
-            if is_blank(frame):
+            if self._blank.is_blank(frame):
                 self._has_blank_frames = True
             elif number is not None:
                 self._output.append((number, frame))
@@ -563,7 +549,6 @@ def decode_with_torchcodec(
 
 __all__ = [
     "BACKENDS",
-    "CONTAINERS",
     "MAX_FRAME_PIXELS",
     "StreamDecoder",
     "choose_stream",

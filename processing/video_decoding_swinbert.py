@@ -7,12 +7,12 @@ The order of work is open -> timeline -> decode: see `video_backends_swinbert.py
 
 import contextlib
 import functools
+import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from .video_backends_swinbert import (
     BACKENDS,
@@ -34,7 +34,7 @@ try:
 except ImportError:
     av = None  # type: ignore[assignment]
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 MAX_CLIP_BYTES = 8 << 30
 # Of frames that one segment leaves to the next ones, which overlap it; frames beyond are decoded again.
@@ -224,6 +224,10 @@ class VideoReader:
         wanted = self._wanted_frames(indices, num_frames, start, end, self._whole)
         return self._read(wanted, strict, transform, True, self._whole)
 
+    def segment(self, part: range, overlapping: Sequence[range] = ()) -> "VideoSegment":
+        """The frames `part` as a [`VideoSegment`]; arguments as there."""
+        return VideoSegment(self, part, overlapping)
+
     @property
     def _whole(self) -> range:
         return range(len(self.timeline))
@@ -245,7 +249,7 @@ class VideoReader:
         )
 
     def preview_frames(
-        self, part: range, width: int
+        self, part: range, width: int, transform: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> Iterator[tuple[int, np.ndarray, Callable[[], np.ndarray | None]]]:
         """
         Decodes a part of the video.
@@ -253,6 +257,7 @@ class VideoReader:
         Args:
             part: numbers of the frames.
             width: of the previews; narrower frames keep their own.
+            transform: applied to the pictures.
 
         Yields:
             Of each frame that can be decoded its number; a preview, (H, W, 3) uint8, BGR, as it is stored; and a
@@ -261,9 +266,14 @@ class VideoReader:
         if not self._is_open:
             raise ValueError(f"{self.name}: the reader is closed.")
         decoder = self._decoder
+
+        def picture(frame: Any) -> np.ndarray | None:
+            converted = decoder.picture(frame)
+            return converted if converted is None or transform is None else transform(converted)
+
         for number, frame in decoder.frames(np.asarray(part), to_be_continued=True):
             if number in part and (preview := decoder.preview(frame, width)) is not None:
-                yield number, preview, functools.partial(decoder.picture, frame)
+                yield number, preview, functools.partial(picture, frame)
 
     def _read(
         self,
@@ -442,7 +452,8 @@ def decode_video(
             the video means the end.
         backend (`str`): `"pyav"`, `"decord"`, `"torchcodec"`; `"auto"` is PyAV. They give frames of the same moments.
             Where the others do not show frames as they are meant to be seen (mirrored, interlaced, transparent, of
-            high dynamic range), PyAV decodes them, and the metadata say so.
+            high dynamic range), PyAV decodes them, and the metadata say so. For damaged files, and files of strangers,
+            use PyAV: decord looks for no damage, so that it can end the process or return wrong frames.
         strict (`bool`): whether to refuse a clip if a wanted frame cannot be decoded. Otherwise the nearest frame that
             can be decoded replaces it, with a warning that counts such frames.
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -33,7 +34,7 @@ _MAX_PIXEL_ASPECT = 4
 _SQUARE_TOLERANCE = 0.01
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _BACKGROUND = 255  # white
-_BLANK = 0.9  # share of grey pixels from which on nothing of a corrupt frame is to be seen
+_BLANK = 0.9  # share of grey pixels from which on nothing of a damaged frame is to be seen
 
 # --- Orientation ------------------------------------------------------------------------------------------------------
 
@@ -251,12 +252,29 @@ def _blend(rgba: np.ndarray) -> np.ndarray:
     return ((rgba[..., :3] * alpha + (255 - alpha) * _BACKGROUND + 127) // 255).astype(np.uint8)
 
 
-def is_blank(frame: Any) -> bool:
+class BlankFrames:
     """
-    Whether FFmpeg marks a frame as corrupt and hardly decoded any of it, so that it is of middle grey. It also marks
-    frames of which it repaired a few blocks.
+    Finds the frames of which FFmpeg hardly decoded anything, so that they are of middle grey. It marks some of them as
+    corrupt, and frames of which it repaired a few blocks too; it does not mark those that are predicted from them, or
+    from a key frame that is missing. So of what follows damage, up to the next good key frame, all grey frames count as
+    blank.
+
+    Args:
+        is_damaged (`bool`): whether decoding begins elsewhere than at a key frame. As an attribute, whether there was
+            damage since the last good key frame.
     """
-    if not frame.is_corrupt:
+
+    def __init__(self, is_damaged: bool):
+        self.is_damaged = is_damaged
+
+    def is_blank(self, frame: Any) -> bool:
+        """Of each decoded frame, in their order."""
+        self.is_damaged = bool(frame.is_corrupt or (self.is_damaged and not frame.key_frame))
+        return self.is_damaged and _is_grey(frame)
+
+
+def _is_grey(frame: Any) -> bool:
+    if frame.format.is_rgb or frame.format.has_palette:
         return False
     plane, bits = frame.planes[0], frame.format.components[0].bits
     if bits > 8:
@@ -271,4 +289,48 @@ def _read_plane(plane: Any, width: int) -> np.ndarray:
     return np.frombuffer(plane, "<u2").reshape(plane.height, plane.line_size // 2)[:, :width]
 
 
-__all__ = ["PictureConverter", "deinterlace_frames", "is_blank", "read_orientation"]
+# --- Size -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FrameResizer:
+    """
+    Resizes frames, (H, W, 3) uint8, with Pillow; without a size, it leaves them as they are.
+
+    Args:
+        shortest_edge (`int`, *optional*): of the result; the other side keeps the aspect, truncated as in the original.
+        height, width (`int`, *optional*): of the result, where there is no `shortest_edge`.
+        resample (`int`): Pillow's number of the filter.
+    """
+
+    shortest_edge: int | None = None
+    height: int | None = None
+    width: int | None = None
+    resample: int = Image.Resampling.BILINEAR
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for a frame of these."""
+        if self.shortest_edge is not None:
+            short = min(height, width)
+            return int(self.shortest_edge * height / short), int(self.shortest_edge * width / short)
+        return self.height or height, self.width or width
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        height, width = frame.shape[:2]
+        size = self.size(height, width)
+        return frame if size == (height, width) else resize_picture(frame, size, self.resample)
+
+
+def resize_picture(picture: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 to `size`, which is height and width."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), resample))
+
+
+__all__ = [
+    "BlankFrames",
+    "FrameResizer",
+    "PictureConverter",
+    "deinterlace_frames",
+    "read_orientation",
+    "resize_picture",
+]

@@ -23,9 +23,10 @@ from .video_backends_swinbert import MAX_FRAME_PIXELS
 
 # The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
 from .video_colors_swinbert import HDR_TRANSFERS  # noqa: F401
+from .video_containers_swinbert import CONTAINERS  # noqa: F401
 from .video_decoding_swinbert import decode_video
 from .video_losses_swinbert import find_lost_frames  # noqa: F401
-from .video_pictures_swinbert import PictureConverter  # noqa: F401
+from .video_pictures_swinbert import FrameResizer, resize_picture
 from .video_sources_swinbert import VideoDecodeError, as_seconds, is_encoded_source, is_frame_decoder
 from .video_timeline_swinbert import SAMPLINGS, VideoMetadata, check_num_frames, frame_range, sample_indices
 
@@ -318,9 +319,10 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         **kwargs,
     ) -> torch.Tensor:
         """(..., C, H, W) with the short side at `size.shortest_edge`, or at (`size.height`, `size.width`)."""
-        new_size = _new_size(image.shape[-2], image.shape[-1], size)
-        if new_size is None:
+        resizer = _resizer(size)
+        if resizer is None:
             return super().resize(image, size, resample=resample, **kwargs)
+        new_size = resizer.size(image.shape[-2], image.shape[-1])
         by_pillow = image.dtype == torch.uint8 and image.device.type == "cpu" and not torch.compiler.is_compiling()
         if by_pillow and isinstance(resample, (int, type(None))):
             return _pillow_resize(image, new_size, PILImageResampling.BILINEAR if resample is None else resample)
@@ -328,9 +330,9 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
 
     def frame_resizer(
         self, do_resize: bool | None = None, size: Any = None, resample: Any = None, device: Any = None, **kwargs
-    ) -> Callable[[np.ndarray], np.ndarray] | None:
+    ) -> FrameResizer | None:
         """
-        A function that resizes a frame, (H, W, C), as soon as it is decoded, so that clips of large frames never are in
+        What resizes a frame, (H, W, C), as soon as it is decoded, so that clips of large frames never are in
         memory at full size; `resize` then finds the size that it wants. `None` where Pillow does not do the resizing.
         """
         do_resize = self.do_resize if do_resize is None else do_resize
@@ -338,13 +340,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         if not do_resize or not isinstance(resample, int) or torch.device(device or "cpu").type != "cpu":
             return None
         wanted = SizeDict(**get_size_dict(size or dict(self.size), default_to_square=self.default_to_square))
-
-        def resize(frame: np.ndarray) -> np.ndarray:
-            height, width = frame.shape[:2]
-            new_size = _new_size(height, width, wanted)
-            return frame if new_size is None else _resize_picture(frame, new_size, resample)
-
-        return resize
+        return _resizer(wanted, int(resample)) or FrameResizer()
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """(..., C, H, W) cropped to (`size.height`, `size.width`), padded with zeros where it is smaller."""
@@ -566,13 +562,13 @@ def _between(clip: Any, num_frames: int, fps: float | None, start: float | None,
     return slice(*frame_range(clip, np.arange(num_frames) / fps, start, end))
 
 
-def _new_size(height: int, width: int, size: SizeDict) -> tuple[int, int] | None:
-    """(height, width) after resizing; `None` for kinds of `size` that are left to transformers."""
+def _resizer(size: SizeDict, resample: int = PILImageResampling.BILINEAR) -> FrameResizer | None:
+    """What resizes to `size`; `None` for kinds of `size` that are left to transformers."""
     if size.shortest_edge and not size.longest_edge:
-        short = min(height, width)
-        # The original truncates the long side.
-        return int(size.shortest_edge * height / short), int(size.shortest_edge * width / short)
-    return (size.height, size.width) if size.height and size.width else None
+        return FrameResizer(shortest_edge=size.shortest_edge, resample=resample)
+    if size.height and size.width:
+        return FrameResizer(height=size.height, width=size.width, resample=resample)
+    return None
 
 
 def _pillow_resize(image: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
@@ -582,17 +578,12 @@ def _pillow_resize(image: torch.Tensor, size: tuple[int, int], resample: int) ->
     if (height, width) == size:
         return image
     if channels == 3:
-        resized = [_resize_picture(frame.permute(1, 2, 0).numpy(), size, resample) for frame in frames]
+        resized = [resize_picture(frame.permute(1, 2, 0).numpy(), size, resample) for frame in frames]
         video = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
     else:
         planes = frames.reshape(-1, height, width).numpy()
-        video = torch.from_numpy(np.stack([_resize_picture(plane, size, resample) for plane in planes]))
+        video = torch.from_numpy(np.stack([resize_picture(plane, size, resample) for plane in planes]))
     return video.reshape(*image.shape[:-2], *size)
-
-
-def _resize_picture(picture: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 to `size`, which is height and width."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), resample))
 
 
 __all__ = ["SwinBertVideoProcessor"]

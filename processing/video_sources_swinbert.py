@@ -45,7 +45,7 @@ class VideoDecodeError(ValueError):
             `"no_video_stream"` (sound only, or a cover picture), `"undecodable"`, `"too_large"`, `"bad_range"`
             (`start`, `end`, `indices`), `"bad_sampling"` (`num_frames`, `fps`), `"bad_source"` (wrong type),
             `"bad_array"` (dtype, layout, values), `"refused_url"`, `"download_failed"` or `"backend"` (this decoder
-            cannot read it, another may).
+            cannot read it, another may); of decoding in another process also `"timeout"` and `"crashed"`.
         message (`str`): what is wrong and what to do, without the clip's name.
     """
 

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
-from transformers.video_utils import VideoMetadata as _VideoMetadata
 
 from .video_losses_swinbert import find_lost_frames
 from .video_sources_swinbert import VideoDecodeError, as_seconds
@@ -24,6 +22,24 @@ try:
     import av
 except ImportError:
     av = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    import torch
+    from transformers.video_utils import VideoMetadata as _VideoMetadata
+else:
+    try:
+        from transformers.video_utils import VideoMetadata as _VideoMetadata
+    except ImportError:  # in a process that only decodes, see `swinbert.captioning.reading_process`
+
+        @dataclass
+        class _VideoMetadata:
+            total_num_frames: int
+            fps: float | None = None
+            width: int | None = None
+            height: int | None = None
+            duration: float | None = None
+            video_backend: str | None = None
+            frames_indices: list[int] | None = None
+
 
 SAMPLINGS = ("uniform", "round", "random")
 
@@ -498,7 +514,7 @@ def sample_indices(
     num_available: int,
     num_frames: int,
     sampling: str = "uniform",
-    generator: int | torch.Generator | None = None,
+    generator: "int | torch.Generator | None" = None,
 ) -> np.ndarray:
     """
     Which of `num_available` frames make a clip of `num_frames`. Where there are fewer, frames are repeated.
@@ -534,6 +550,8 @@ def sample_indices(
             steps * (num_available - 1) / (num_frames - 1) if num_frames > 1 else np.array([(num_available - 1) / 2])
         )
     elif sampling == "random":
+        import torch
+
         if isinstance(generator, (int, np.integer)):
             generator = torch.Generator().manual_seed(int(generator))
         offsets = torch.rand(num_frames, generator=generator, dtype=torch.float64).numpy()

@@ -136,9 +136,15 @@ def test_all_parts(tmp_path, monkeypatch):
         "GIT, 6 frames",
         "4 beams",
         "whole clip",
-        "checkpointing",
+        "Share of the matrix peak",
+        "Video encoder in eight bits",
+        "The step with checkpointing",
+        "of the original's memory with weights; target 25%",
         "pipeline",
         "in one pass",
+        "plain generate",
+        "one core busy",
+        "swinbert --help",
     ):
         assert words in text, words
     assert "in one pass" in text

@@ -432,6 +432,9 @@ def test_all_threads_are_used_where_they_are_faster(monkeypatch):
     # Nearly equal: each is tried twice, and one thread leaves the other cores alone.
     passes = Machine(monkeypatch).run(2_000_000, lambda size, threads: size * (1.0 if threads == 1 else 0.95))
     assert passes == [(1, 4), *[(4, 1), (4, 4)] * 2, *[(8, 1)] * 3]
+    # Where they are not, they are not tried again.
+    passes = Machine(monkeypatch).run(2_000_000, lambda size, threads: size * (1.0 if threads == 1 else 1.05))
+    assert passes == [(1, 4), (4, 1), (4, 4), *[(8, 1)] * 5]
 
 
 def test_large_clips_go_one_by_one_on_all_threads(monkeypatch):

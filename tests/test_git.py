@@ -6,8 +6,11 @@ import pytest
 import torch
 from captioning import write_clip, write_git_folder
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
+from transformers import AutoModelForCausalLM, AutoProcessor, GitConfig, GitForCausalLM, pipeline
 
+from swinbert import cpu_swinbert
+from swinbert.captioning.families import git_generation
+from swinbert.captioning.families.git_generation import generate_captions
 from swinbert.processing import VideoCaptioningPipeline, VideoDecodeError
 
 
@@ -176,3 +179,73 @@ def test_saved_pipeline_is_whole(pipe, clips, tmp_path):
     assert {"processor_config.json", "tokenizer.json"} <= names and not list(tmp_path.glob("*.py"))
     again = pipeline("video-captioning", model=str(tmp_path), device="cpu")
     assert again(clips[0]) == pipe(clips[0])
+
+
+# --- The faster `generate` --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return AutoModelForCausalLM.from_pretrained(write_git_folder(tmp_path_factory.mktemp("git"))).eval()
+
+
+def random_clips(model: GitForCausalLM, number: int = 3, num_frames: int = 6) -> torch.Tensor:
+    side = model.config.vision_config.image_size
+    pixels = torch.randn(number, num_frames, 3, side, side, generator=torch.Generator().manual_seed(1))
+    return pixels[:, 0] if model.config.num_image_with_embedding is None else pixels
+
+
+def assert_generates_the_same(model: GitForCausalLM, pixels: torch.Tensor, **kwargs) -> None:
+    kwargs = {"max_length": 30, **kwargs, "return_dict_in_generate": True, "output_logits": True}
+    torch.manual_seed(0)
+    expected = model.generate(pixel_values=pixels, **kwargs)
+    torch.manual_seed(0)
+    found = generate_captions(model, pixels, **kwargs)
+    assert len({tuple(row) for row in expected.sequences.tolist()}) > 1, "equal captions of all clips prove nothing"
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-3, rtol=1e-4)
+
+
+SEARCHES = {
+    "greedy": {},
+    "beams": {"num_beams": 4},
+    "several captions": {"num_beams": 4, "num_return_sequences": 3},
+    "samples": {"do_sample": True, "num_return_sequences": 5},
+    "prompt": {"input_ids": torch.tensor([[101, 104, 106]]).expand(3, 3), "num_beams": 2},
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES.keys())
+def test_tokens_are_those_of_plain_generate(model, search, monkeypatch):
+    monkeypatch.setattr(git_generation, "_ROOM", 5)  # captions outgrow the room behind their clips
+    assert_generates_the_same(model, random_clips(model), **search)
+
+
+def test_tokens_of_fewer_frames_single_images_and_chunks(model, tmp_path, monkeypatch):
+    assert_generates_the_same(model, random_clips(model, num_frames=2), num_beams=2)
+    folder = write_git_folder(tmp_path, num_image_with_embedding=None, image_processor_type="CLIPImageProcessor")
+    images = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert_generates_the_same(images, random_clips(images), num_beams=2)
+    monkeypatch.setattr(cpu_swinbert, "CHUNK_BYTES", 1 << 14)
+    assert_generates_the_same(model, random_clips(model, 5))
+
+
+def test_each_frame_is_encoded_once(model):
+    encoded = []
+    hook = model.git.image_encoder.register_forward_pre_hook(lambda encoder, args: encoded.append(len(args[0])))
+    generate_captions(model, random_clips(model), num_beams=3, max_length=5)
+    assert encoded == [18]
+    encoded.clear()
+    generate_captions(model, random_clips(model), use_cache=False, max_length=5)
+    hook.remove()
+    assert set(encoded) == {3} and len(encoded) > 6, "without a cache, plain `generate` encodes the clips"
+    assert not model.git._forward_pre_hooks and model.git.image_encoder.config._attn_implementation == "eager"
+
+
+@pytest.mark.slow
+def test_tokens_of_base_size():
+    torch.manual_seed(0)
+    model = GitForCausalLM(GitConfig(num_image_with_embedding=6, initializer_range=0.1)).eval()
+    for search in ({}, {"num_beams": 3}):
+        # Random weights repeat one word for ever.
+        assert_generates_the_same(model, random_clips(model, 2), no_repeat_ngram_size=1, max_length=12, **search)

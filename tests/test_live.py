@@ -187,6 +187,15 @@ def test_a_playlist_leads_to_no_file(captioner, address):
     assert failed.text is None and failed.error
 
 
+def test_a_file_leads_to_no_address(captioner, address, tmp_path):
+    """A file object whose name is that of a playlist is one to FFmpeg."""
+    path = tmp_path / "list.m3u8"
+    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{address}/live.ts\n#EXT-X-ENDLIST\n")
+    for source in (path, path.open("rb")):
+        (failed,) = captions([LiveStream(source)], captioner, segments=1.0)
+        assert failed.error_kind == "not_video"
+
+
 # ------------------------------------------------------------------------------------------------------------ command
 
 

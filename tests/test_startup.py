@@ -196,6 +196,20 @@ def test_captioning_a_clip_prints_its_caption_and_nothing_else():
     assert len(done.stdout.splitlines()) == 1
 
 
+def test_libraries_are_left_out_of_garbage_collection():
+    code = """
+import gc, sys
+from swinbert.cli import main
+try:
+    main()
+finally:
+    print(gc.isenabled(), gc.get_freeze_count(), file=sys.stderr)
+"""
+    done = run_python(code, "caption", SAMPLE, "--model", "moving-shapes")
+    is_enabled, num_frozen = done.stderr.split()
+    assert is_enabled == "True" and int(num_frozen) > 100_000, done.stderr
+
+
 @pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
 def test_commands_silence_the_warnings_of_an_optional_library(library):
     pytest.importorskip(library)

@@ -9,7 +9,7 @@ import torch
 
 from swinbert.deployment.quantization import quantize_decoding
 
-from .measurement import Table
+from .measurement import Table, agreement
 from .peers import original_caption
 
 if TYPE_CHECKING:
@@ -85,9 +85,4 @@ def beams(bench: "Bench") -> list[Table]:
     return [Table(f"{bench.size.words} words of an encoded clip", rows, "greedy")]
 
 
-def agreement(first: torch.Tensor, second: torch.Tensor) -> str:
-    """Whether two captions are equal: a comparison is fair only then. In 16 bits, rounding may choose another word."""
-    return "the same caption" if torch.equal(first, second) else "ANOTHER CAPTION"
-
-
-__all__ = ["agreement", "beams", "decoding_weights", "words"]
+__all__ = ["beams", "decoding_weights", "words"]

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from swinbert.processing.clip_reading_swinbert import check_threads
+
 # Values of a batch of clips, of all pixels and channels: 17 clips of GIT, 3 of SwinBERT with 32 frames.
 _VALUES_OF_A_BATCH_ON_CPU = 1 << 24
 _VALUES_OF_A_BATCH_ON_GPU = 1 << 26
@@ -15,7 +17,7 @@ _LARGEST_BATCH = 32
 _TRIAL_BATCH = 4
 # Several threads must be faster than one by this factor: one leaves the other cores to other programs and the decoder.
 _WORTHWHILE_SPEEDUP = 1.1
-# By this factor one number of threads is so much slower that another look is not worth its time.
+# By this factor one thread is so much slower that another look is not worth its time.
 _CLEAR_SPEEDUP = 2.0
 
 
@@ -42,13 +44,15 @@ class Batching:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Sets the threads, and restores them."""
-        before = torch.get_num_threads()
+        before, process = torch.get_num_threads(), os.getpid()
         try:
             if self.threads is not None:
+                check_threads(self.threads)
                 torch.set_num_threads(self.threads)
             yield
         finally:
-            torch.set_num_threads(before)
+            if os.getpid() == process:  # a forked one has one thread
+                torch.set_num_threads(before)
 
     @contextlib.contextmanager
     def measured(self, num_values: Sequence[int]) -> Iterator[None]:
@@ -108,7 +112,8 @@ class MeasuredBatching(Batching):
         if len(self._seconds) < 2:
             return
         alone, together = self._seconds[1], self._seconds[self._available]
-        if max(alone, together) > _CLEAR_SPEEDUP * min(alone, together):
+        # Where several threads wait for a core that is busy, another look would take as long as many clips.
+        if together > alone or alone > _CLEAR_SPEEDUP * together:
             self._trials.clear()
         if not self._trials:
             torch.set_num_threads(self._available if together * _WORTHWHILE_SPEEDUP < alone else 1)

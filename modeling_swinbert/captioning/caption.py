@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from swinbert.captioning.batching import Batching, MeasuredBatching
 from swinbert.captioning.films import FilmSegment, read_segments
+from swinbert.captioning.isolation import IsolatedReader, ReaderDied
 from swinbert.captioning.live import LiveStream
 from swinbert.captioning.scenes import adaptive_detector
 from swinbert.captioning.segments import Segmentation
@@ -144,6 +145,7 @@ class CaptionStream:
         seed: int | None = None,
         segments: Segmentation | float | str | None = None,
         is_done: Callable[[Clip], bool] | None = None,
+        isolation: IsolatedReader | None = None,
         **generation: Any,
     ):
         is_sequence = isinstance(clips, collections.abc.Sized) and hasattr(clips, "__getitem__")
@@ -156,6 +158,8 @@ class CaptionStream:
             raise ValueError("Workers cut batches before any is measured: give `batch_size` a number.")
         if num_workers and segments is not None:
             raise ValueError("Workers read whole clips: leave `num_workers` out where films are cut into segments.")
+        if num_workers and isolation is not None:
+            raise ValueError("`isolation` has processes of its own: leave `num_workers` out.")
         self.clips = FetchedClips(clips) if is_sequence else without_decoding(clips)
         self.captioner = captioner
         self.batch_size = batch_size
@@ -167,6 +171,7 @@ class CaptionStream:
         if self.segmentation is not None and self.segmentation.scenes:
             adaptive_detector()  # if it is missing, no film can be cut
         self.is_done = is_done or (lambda segment: False)
+        self.isolation = isolation
         # A stream is received by a thread of its own.
         self._is_live = is_sequence and len(self.clips) == 1 and isinstance(_as_clip(self.clips[0]).video, LiveStream)  # type: ignore[arg-type, index]
         self.generation = generation
@@ -193,7 +198,7 @@ class CaptionStream:
 
     @property
     def _reader(self) -> "_Reader":
-        return _Reader(self.captioner.family, self.captioner.sampling)
+        return _Reader(self.captioner.family, self.captioner.sampling, self.isolation)
 
     def _batches_in_threads(self, batching: Batching) -> Iterator[list[_ReadClip]]:
         takes_turns = self.captioner.device.type == "cpu" and torch.get_num_threads() >= len(available_cores())
@@ -340,6 +345,7 @@ def captions(
     seed: int | None = None,
     segments: Segmentation | float | str | None = None,
     is_done: Callable[[Clip], bool] | None = None,
+    isolation: IsolatedReader | None = None,
     **generation: Any,
 ) -> CaptionStream:
     """
@@ -354,22 +360,20 @@ def captions(
     model cannot process is repeated clip by clip; for lack of memory in halves, and further batches are so small too.
 
     Args:
-        clips: [`Clip`]s, or what a pipeline takes as one clip; a list, a generator, or anything with a length and
-            indices, of which each clip is fetched when its turn comes.
+        clips: [`Clip`]s, or what a pipeline takes as one; a list, a generator, or what fetches them by their numbers.
         captioner: see `load_captioner`, whose parameters say how to sample clips and to search captions.
-        batch_size: clips in one forward pass; `"auto"` chooses more for smaller clips. Rounding depends on it: it
-            changes scores by less than 1e-5 in float32 and by some 1e-3 in bfloat16, where it may decide between words
-            of nearly equal probability.
-        threads: of PyTorch on the CPU while the clips are captioned; `None` leaves them as they are, or, with
-            `batch_size="auto"`, chooses between those and one by trying them on the first clips.
+        batch_size: clips in one forward pass; `"auto"` chooses more for smaller clips. Rounding depends on it: scores
+            change by less than 1e-5 in float32, by some 1e-3 in bfloat16, which may decide between two likely words.
+        threads: of PyTorch on the CPU meanwhile; `None` leaves them as they are, or, with `batch_size="auto"`, chooses
+            between those and one by trying them on the first clips.
         num_workers: processes that read clips; 0 reads in threads of this process.
         only: numbers of the clips to caption. Batches are the same as without it, unless their size is `"auto"`, so
             that a caption does not depend on where an earlier run ended.
-        seed: with `do_sample=True`, makes the caption of a clip depend on the seed, the file's name and its range
-            alone. The model then gets one clip at a time.
+        seed: with `do_sample=True`, captions depend on it, the file's name and range alone; batches are of one clip.
         segments: caption the segments of each clip: seconds of a window, `"scenes"`, or a [`Segmentation`]. A segment
             that cannot be read is a `Caption` with an error, and so is a film of which none can.
         is_done: called with each segment, a `Clip` without its video: whether to leave it out.
+        isolation: decodes files in processes of its own; one that dies costs its clip, or what is left of its film.
         generation: arguments of `generate()`, on top of the captioner's.
 
     Raises:
@@ -387,6 +391,7 @@ def captions(
         seed=seed,
         segments=segments,
         is_done=is_done,
+        isolation=isolation,
         **generation,
     )
 
@@ -420,6 +425,7 @@ class _Reader:
 
     family: CaptionerFamily
     sampling: dict[str, Any]
+    isolation: IsolatedReader | None = None
 
     def read_item(self, item: dict[str, Any]) -> _ReadClip:
         return self.read(item["clip"], item["batch_length"])
@@ -429,7 +435,8 @@ class _Reader:
         if clip.error is not None:
             return _ReadClip(without_video, {"error": [clip.error]}, batch_length, error_kind="not_found")
         try:
-            source = {"video": clip.video, "start": clip.start, "end": clip.end}
+            video = clip.video if self.isolation is None else self.isolation.video(clip.video, self.family.decoding)
+            source = {"video": video, "start": clip.start, "end": clip.end}
             inputs = read_clip(self.family, source, **self.sampling)
             return _ReadClip(without_video, inputs, batch_length, *inputs["duration"])
         except Exception as error:  # of any kind: it concerns this clip alone
@@ -452,7 +459,7 @@ class _Reader:
                 self.sampling.get(bound) if getattr(film, bound) is None else getattr(film, bound)
                 for bound in ("start", "end")
             )
-            for segment in read_segments(self.family, film.video, segmentation, start, end):
+            for segment in read_segments(self.family, film.video, segmentation, start, end, self.isolation):
                 clip = Clip(None, segment.start, segment.end, film.name)
                 if is_done(clip):
                     read = None
@@ -479,6 +486,8 @@ class _Reader:
         try:
             inputs = read_clip(self.family, segment.video, **sampling)
             return _ReadClip(clip, inputs, None, segment.duration)
+        except ReaderDied:  # with the film that it had open
+            raise
         except Exception as error:
             return dataclasses.replace(_failed(clip, error), duration=segment.duration)
 

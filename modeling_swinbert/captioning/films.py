@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from swinbert.captioning.isolation import IsolatedFilm, IsolatedReader
 from swinbert.captioning.live import LiveStream
 from swinbert.captioning.scenes import read_scenes
 from swinbert.captioning.segments import Segmentation, part_between, plan_windows
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
-from swinbert.processing.video_decoding_swinbert import VideoReader, VideoSegment
+from swinbert.processing.video_decoding_swinbert import VideoReader
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,12 @@ class FilmSegment:
 
 
 def read_segments(
-    family: CaptionerFamily, film: Any, segmentation: Segmentation, start: float | None, end: float | None
+    family: CaptionerFamily,
+    film: Any,
+    segmentation: Segmentation,
+    start: float | None,
+    end: float | None,
+    isolation: IsolatedReader | None = None,
 ) -> Iterator[FilmSegment]:
     """
     The segments of a film, in the order of time. The film is opened once, and decoded in one pass if each segment is
@@ -38,6 +44,7 @@ def read_segments(
     Args:
         film: what `VideoReader` opens, or a [`LiveStream`].
         start, end: seconds; the part to cut.
+        isolation: decodes in processes of its own; a stream is decoded in this one.
 
     Raises:
         VideoDecodeError: it cannot be opened, is no file, or ends before `start`.
@@ -49,7 +56,7 @@ def read_segments(
         for window in film.windows(family, segmentation.length):
             yield FilmSegment(window.start, window.end, window.video, duration=None)
         return
-    with family.open_video(film) as reader:
+    with family.open_video(film) if isolation is None else isolation.open(film, family.decoding) as reader:
         timeline = reader.timeline
         part = part_between(reader.name, timeline, start, end)
         if segmentation.scenes:
@@ -61,13 +68,13 @@ def read_segments(
             yield FilmSegment(*times, video, duration=timeline.time_of(len(timeline)))
 
 
-def _windows(reader: VideoReader, windows: list[range]) -> Iterator[tuple[range, VideoSegment]]:
+def _windows(reader: VideoReader | IsolatedFilm, windows: list[range]) -> Iterator[tuple[range, Any]]:
     """Frames of each window, and what reads them together with what overlapping windows want of them."""
     for number, window in enumerate(windows):
         stop = number + 1
         while stop < len(windows) and windows[stop].start in window:
             stop += 1
-        yield window, VideoSegment(reader, window, windows[number + 1 : stop])
+        yield window, reader.segment(window, windows[number + 1 : stop])
 
 
 __all__ = ["FilmSegment", "read_segments"]

@@ -16,8 +16,9 @@ import numpy as np
 
 from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, frame_step
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
-from swinbert.processing.video_backends_swinbert import CONTAINERS, MAX_FRAME_PIXELS, choose_stream
-from swinbert.processing.video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
+from swinbert.processing.video_backends_swinbert import MAX_FRAME_PIXELS, choose_stream
+from swinbert.processing.video_containers_swinbert import CONTAINERS, open_limits
+from swinbert.processing.video_pictures_swinbert import BlankFrames, PictureConverter, deinterlace_frames
 from swinbert.processing.video_sources_swinbert import VideoDecodeError, is_url
 from swinbert.utils.text import one_line
 
@@ -30,9 +31,9 @@ _IDLE_SECONDS = 10.0
 _LARGEST_JUMP = 60.0
 # FFmpeg looks at so many seconds of a stream before it returns the first frame, or five without this.
 _PROBED_SECONDS = 1.0
-_DEMUXERS = f"{CONTAINERS},rtsp,hls"
-# Without `file`: a playlist must not lead to files of this computer.
-_PROTOCOLS = "http,https,tls,tcp,udp,rtp,rtsp,crypto,data"
+# What an address may lead to, without `file`: a playlist must not lead to files of this computer.
+_NETWORK_CONTAINERS = f"{CONTAINERS},rtsp,hls"
+_NETWORK_PROTOCOLS = "http,https,tls,tcp,udp,rtp,rtsp,crypto,data"
 
 
 class Window(NamedTuple):
@@ -137,11 +138,12 @@ class LiveStream:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
-        options = {"format_whitelist": _DEMUXERS, "analyzeduration": str(round(1e6 * _PROBED_SECONDS))}
+        options = open_limits() | {"analyzeduration": str(round(1e6 * _PROBED_SECONDS))}
         with contextlib.ExitStack() as stack:
             source: Any = self.source
             if is_url(source):
-                options |= {"protocol_whitelist": _PROTOCOLS, "rtsp_transport": "tcp"}
+                options |= {"format_whitelist": _NETWORK_CONTAINERS, "protocol_whitelist": _NETWORK_PROTOCOLS}
+                options["rtsp_transport"] = "tcp"
             elif isinstance(source, (str, os.PathLike)):
                 source = stack.enter_context(_GrowingFile(Path(source)))
             try:
@@ -275,10 +277,16 @@ class _GrowingFile:
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Frames, deinterlaced if they are marked as interlaced; damaged ones are left out."""
 
+    blank = BlankFrames(is_damaged=True)
+
     def frames() -> Iterator[Any]:
         for packet in container.demux(stream):
-            with contextlib.suppress(av.error.InvalidDataError):
-                yield from (frame for frame in packet.decode() if not is_blank(frame))
+            try:
+                decoded = packet.decode()
+            except av.error.InvalidDataError:
+                blank.is_damaged = True
+                continue
+            yield from (frame for frame in decoded if not blank.is_blank(frame))
 
     remaining = frames()
     for frame in remaining:

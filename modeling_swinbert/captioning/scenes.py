@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from swinbert.captioning.isolation import IsolatedFilm
 from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, frame_step, undecodable
 from swinbert.captioning.segments import Segmentation, frame_at
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
@@ -104,7 +105,7 @@ class _Scenes:
         step: every how many frames one is kept, at least.
     """
 
-    def __init__(self, reader: VideoReader, first: int, segmentation: Segmentation, step: int = 1):
+    def __init__(self, reader: VideoReader | IsolatedFilm, first: int, segmentation: Segmentation, step: int = 1):
         self._reader, self._timeline = reader, reader.timeline
         self._shortest, self._longest = segmentation.scene_limits
         self._step = step
@@ -202,7 +203,7 @@ class _Scenes:
 
 
 def read_scenes(
-    family: CaptionerFamily, reader: VideoReader, segmentation: Segmentation, part: range
+    family: CaptionerFamily, reader: VideoReader | IsolatedFilm, segmentation: Segmentation, part: range
 ) -> Iterator[tuple[range, KeptFrames]]:
     """
     The scenes of a part of a film, with what can be read like a [`VideoSegment`], each as soon as its end is known.
@@ -216,11 +217,11 @@ def read_scenes(
     detector = _Detector(segmentation.threshold)
     scenes = _Scenes(reader, part.start, segmentation, frame_step(family, reader.metadata.fps))
     expected = part.start
-    for number, preview, picture in reader.preview_frames(part, _DETECTOR_WIDTH):
+    for number, preview, picture in reader.preview_frames(part, _DETECTOR_WIDTH, reduce):
         if number > expected:
             scenes.lose(range(expected, number))
         expected = number + 1
-        scenes.add(number, lambda picture=picture: _reduced(picture(), reduce))  # type: ignore[misc]
+        scenes.add(number, picture)
         for first, strength in detector.cuts(number, preview):
             scenes.cut(first, strength)
         yield from scenes.settled(number)
@@ -229,10 +230,6 @@ def read_scenes(
     if expected < part.stop:
         scenes.lose(range(expected, part.stop))
     yield from scenes.finish(part.stop)
-
-
-def _reduced(picture: np.ndarray | None, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    return None if picture is None else reduce(picture)
 
 
 __all__ = ["adaptive_detector", "read_scenes"]

@@ -43,9 +43,9 @@ def bench(
     """
     Measure speed and memory on this machine, beside the original algorithm (re-implemented) and other models.
 
-    Parts: decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap, film. Parts that
-    benchmark.json already holds, measured with the same settings, are not measured again. Weights are random; clips are
-    generated unless you name some.
+    Parts: decode, stages, encoder, words, caption, beams, masks, frames, batch, training, overlap, film, folder, git,
+    isolation, startup. Parts that benchmark.json already holds, measured with the same settings, are not measured
+    again. Weights are random; clips are generated unless you name some.
     """
     quiet_libraries()
     from swinbert.benchmarks import PARTS, report, run

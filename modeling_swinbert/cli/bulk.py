@@ -17,6 +17,7 @@ from swinbert.cli.options import (
     CaptionDType,
     Device,
     FramesPerSecond,
+    Isolate,
     LoadIn,
     MaxLength,
     MaxSegment,
@@ -90,6 +91,7 @@ def bulk(
     gpus_per_worker: _GpusPerWorker = None,
     batch_size: BatchSize = None,
     timeout: _Timeout = 300.0,
+    isolate: Isolate = True,
     address: _Address = None,
     output_format: _Format = None,
     retry_failed: Annotated[
@@ -138,7 +140,7 @@ def bulk(
         gpus_per_worker = 0.0
     running: dict[str, Any] = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
     running |= {"file_format": str(output_format or BulkFormat.parquet), "retry_failed": retry_failed}
-    _run(source, output, loading, captioning, timeout, running)
+    _run(source, output, loading, captioning, {"timeout": timeout, "isolate": isolate}, running)
 
 
 def _cutting(
@@ -164,13 +166,13 @@ def _run(
     output: str,
     loading: dict[str, Any],
     captioning: dict[str, Any],
-    timeout: float,
+    watching: dict[str, Any],
     running: dict[str, Any],
 ) -> None:
     with needs_extra("ray"):
         from swinbert.captioning.bulk import CaptionerSpec, Job, SharedFailure
 
-        spec = CaptionerSpec.of(loading, captioning, timeout)
+        spec = CaptionerSpec.of(loading, captioning, **watching)
         try:
             with _progress() as show, _warnings_as_messages():
                 report = Job(source, output, spec, **running, say=say, show=show).run()

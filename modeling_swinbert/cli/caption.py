@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from swinbert.cli.loading import load_captioner_or_exit
+from swinbert.cli.loading import import_captioning, isolation_if, load_captioner_or_exit
 from swinbert.cli.messages import fail, lines_and_progress, say
 from swinbert.cli.options import (
     AllowNetworkStreams,
@@ -19,6 +19,7 @@ from swinbert.cli.options import (
     End,
     Format,
     FramesPerSecond,
+    Isolate,
     LoadIn,
     MaxLength,
     MaxSegment,
@@ -89,6 +90,7 @@ def caption(
     seed: Seed = None,
     batch_size: BatchSize = None,
     threads: Threads = None,
+    isolate: Isolate = False,
     device: Device = "auto",
     dtype: CaptionComputeDType = CaptionDType.auto,
     trust_remote_code: TrustRemoteCode = False,
@@ -103,6 +105,7 @@ def caption(
     """
     given = SimpleNamespace(**locals())
     search = _search(given)
+    import_captioning()
     labelling, only_caption = _labelling(given)
     _run(labelling, _captioner(given, search) if labelling.needs_captioner else None, only_caption, given)
 
@@ -189,7 +192,7 @@ def _check_stream(given: SimpleNamespace) -> None:
         raise typer.BadParameter(f"--stream captions one clip, got {len(given.clips)}.")
     if given.segments in (None, "scenes") or given.stride is not None:
         raise typer.BadParameter("--stream needs --segments SECONDS, of windows that do not overlap.")
-    for name in ("output", "write_beside", "burn", "start", "end", "batch_size"):
+    for name in ("output", "write_beside", "burn", "start", "end", "batch_size", "isolate"):
         if getattr(given, name):
             raise typer.BadParameter(f"--stream prints captions as they come: leave out --{name.replace('_', '-')}.")
     if given.output_format in (OutputFormat.metadata, OutputFormat.activitynet):
@@ -231,8 +234,8 @@ def _run(
     try:
         # Of films, only what is written to a file is not seen anyway.
         num_clips = len(labelling.clips) if labelling.segments is None else 1 if given.output is None else None
-        with lines_and_progress(num_clips) as write:
-            summary = labelling.run(captioner, write, only_caption, **captioning)
+        with lines_and_progress(num_clips) as write, isolation_if(given.isolate) as isolation:
+            summary = labelling.run(captioner, write, only_caption, **captioning, isolation=isolation)
     except BrokenPipeError:  # of a reader of stdout that has enough
         raise
     except (OSError, ValueError) as error:

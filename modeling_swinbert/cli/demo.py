@@ -6,7 +6,7 @@ import typer
 
 from swinbert.cli.loading import load_captioner_or_exit
 from swinbert.cli.messages import fail, needs_extra, say
-from swinbert.cli.options import CaptionComputeDType, CaptionDType, Device, Model, Revision, TrustRemoteCode
+from swinbert.cli.options import CaptionComputeDType, CaptionDType, Device, Isolate, Model, Revision, TrustRemoteCode
 
 
 def demo(
@@ -20,6 +20,7 @@ def demo(
     ] = False,
     max_megabytes: Annotated[float, typer.Option(min=0.001, metavar="N", help="Size of the largest file.")] = 500,
     max_minutes: Annotated[float, typer.Option(min=0.001, metavar="N", help="Length of the longest video.")] = 60,
+    isolate: Isolate = True,
     device: Device = "auto",
     dtype: CaptionComputeDType = CaptionDType.auto,
     trust_remote_code: TrustRemoteCode = False,
@@ -39,6 +40,7 @@ def demo(
         model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
     )
     try:
-        serve(Demo(captioner, Limits(max_megabytes, max_minutes)), announce=say, port=port, share=share)
+        demo = Demo(captioner, Limits(max_megabytes, max_minutes), isolate=isolate)
+        serve(demo, announce=say, port=port, share=share)
     except OSError as error:
         fail(f"{error} Choose another --port." if port is None else f"Port {port} is in use: choose another --port.")

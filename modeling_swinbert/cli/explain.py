@@ -1,18 +1,19 @@
 """`swinbert explain`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swinbert.cli.loading import load_captioner_or_exit
-from swinbert.cli.messages import fail, lines_and_progress, needs_extra, say
+from swinbert.cli.loading import isolation_if, load_captioner_or_exit
+from swinbert.cli.messages import fail, going_on, lines_and_progress, needs_extra, say
 from swinbert.cli.options import (
     Beams,
     ComputeDType,
     Device,
     DType,
     FramesPerSecond,
+    Isolate,
     MaxLength,
     Model,
     NumFrames,
@@ -46,6 +47,7 @@ def explain(
     beams: Beams = None,
     max_length: MaxLength = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace folders of other explanations.")] = False,
+    isolate: Isolate = False,
     device: Device = "auto",
     dtype: ComputeDType = DType.auto,
     trust_remote_code: TrustRemoteCode = False,
@@ -71,8 +73,9 @@ def explain(
         num_beams=beams,
         max_length=max_length,
     )
-    options = {name: value for name, value in (("method", method), ("caption", caption)) if value is not None}
-    _run(clips, start, end, captioner, output, overwrite, options)
+    options: dict[str, Any] = {"method": method, "caption": caption}
+    options = {name: value for name, value in options.items() if value is not None}
+    _run(clips, start, end, captioner, output, {**options, "overwrite": overwrite}, isolate)
 
 
 def _run(
@@ -81,8 +84,8 @@ def _run(
     end: float | None,
     captioner: "VideoCaptioningPipeline",
     output: Path,
-    overwrite: bool,
-    options: dict[str, str],
+    options: dict[str, Any],
+    isolate: bool,
 ) -> None:
     """Explains the clips, and ends with exit code 1 if one of them could not be explained."""
     with needs_extra("explain"):
@@ -99,8 +102,9 @@ def _run(
     failed = False
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with lines_and_progress(len(found)) as write:
-            for result in explain_clips(found, captioner, output, overwrite=overwrite, **options):
+        kept = f"Explanations so far are in {output}, and the same command goes on from there."
+        with going_on(kept), lines_and_progress(len(found)) as write, isolation_if(isolate) as isolation:
+            for result in explain_clips(found, captioner, output, isolation=isolation, **options):
                 write(None if result.folder is None else str(result.folder))
                 if result.error is not None:
                     failed = True

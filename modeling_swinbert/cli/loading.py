@@ -1,7 +1,9 @@
 """Loading for commands: what keeps a model from loading ends the command with one message."""
 
+import functools
+import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,7 +13,23 @@ from swinbert.cli.messages import fail, quiet_libraries, say
 if TYPE_CHECKING:
     import torch
 
+    from swinbert.captioning.isolation import IsolatedReader
     from swinbert.processing import VideoCaptioningPipeline
+
+
+@functools.cache
+def import_captioning() -> None:
+    """
+    Imports what captioning needs, without garbage collection. The libraries are 700,000 objects, which stay
+    until the process ends: to look through them again and again, and once more at the end, would take as long as half
+    of the imports.
+    """
+    gc.disable()
+    try:
+        from swinbert.captioning import labelling, loading  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager
@@ -36,6 +54,7 @@ def load_captioner_or_exit(model: str | None, **options: Any) -> "VideoCaptionin
     num_frames, fps = options.get("num_frames"), options.get("fps")
     if num_frames is not None and fps is not None:
         raise typer.BadParameter(f"Expected one of --num-frames {num_frames} and --fps {fps:g}, got both.")
+    import_captioning()
     quiet_libraries()
     from swinbert.captioning.loading import DEFAULT_MODEL, load_captioner
 
@@ -61,3 +80,12 @@ def choose_device_or_exit(name: str) -> "torch.device":
 
     with loading_or_exit():
         return choose_device(name)
+
+
+def isolation_if(isolate: bool) -> "AbstractContextManager[IsolatedReader | None]":
+    """What decodes in processes of its own, or nothing."""
+    if not isolate:
+        return nullcontext()
+    from swinbert.captioning.isolation import IsolatedReader
+
+    return IsolatedReader()

@@ -1,13 +1,13 @@
 """Commands on saved models: `swinbert info`, `swinbert convert`, `swinbert push`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from swinbert import bundled_model
 from swinbert.cli.loading import find_model_or_exit, loading_or_exit
-from swinbert.cli.messages import fail, needs_extra, quiet_libraries, say
+from swinbert.cli.messages import fail, going_on, needs_extra, quiet_libraries, say
 from swinbert.cli.options import NewFolder, Revision, TrustRemoteCode
 
 
@@ -32,19 +32,18 @@ def info(
     """Show a model's configuration, its number of parameters and, for SwinBERT, how sparse its attention mask is."""
     name = find_model_or_exit(bundled_model() if model is None else model)
     quiet_libraries()
-    from swinbert.deployment.inspection import describe_model, mask_picture
+    from swinbert.deployment.inspection import describe_model, load_model, mask_picture
     from swinbert.utils.files import write_atomically
 
-    loading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     with needs_extra("explain"), loading_or_exit(name):
-        description = describe_model(name, **loading)
-        drawn = mask_picture(name, **loading) if picture is not None else None
+        loaded = load_model(name, trust_remote_code=trust_remote_code, revision=revision)
+        drawn = mask_picture(loaded, Path(name)) if picture is not None else None
     if picture is not None and drawn is not None:
         try:
             write_atomically(picture, drawn)
         except OSError as error:
             fail(f"The picture cannot be written: {error}")
-    typer.echo(description, nl=False)
+    typer.echo(describe_model(loaded, name), nl=False)
 
 
 def convert(
@@ -74,9 +73,10 @@ def convert(
     from swinbert.conversion import convert as convert_checkpoint
 
     try:
-        report = convert_checkpoint(
-            checkpoint, output, args=args, tokenizer=tokenizer, overrides=parse_overrides(overrides or [])
-        )
+        with going_on(f"{output} is not written: run the same command again."):
+            report = convert_checkpoint(
+                checkpoint, output, args=args, tokenizer=tokenizer, overrides=parse_overrides(overrides or [])
+            )
     except (ConversionError, OSError) as error:
         fail(str(error))
     typer.echo(report)
@@ -107,11 +107,13 @@ def push(
     from swinbert.deployment.spaces import push_space
 
     wrote_card = False
+    rest = f"{folder} was not, or only partly, pushed to {repository}: the same command uploads the rest."
     try:
-        if space:
-            commit = push_space(folder, repository, private=private, revision=revision)
-        else:
-            commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)
+        with going_on(rest):
+            if space:
+                commit = push_space(folder, repository, private=private, revision=revision)
+            else:
+                commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)
     except (PushError, OSError) as error:
         fail(str(error))
     if wrote_card:

@@ -225,6 +225,13 @@ BatchSize = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Clips in one forward pass; default: as many as their size suits."),
 ]
+Isolate = Annotated[
+    bool,
+    typer.Option(
+        help="Decode in processes of their own, with limits of time and memory: a clip on which the decoder hangs or"
+        " crashes costs itself alone."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Threads of the model on a CPU; default: all or one, what is faster."),

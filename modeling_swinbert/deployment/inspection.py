@@ -10,44 +10,44 @@ from swinbert.captioning.explaining.pictures import as_png
 from swinbert.conversion import mask_statistics
 
 
-def describe_model(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> str:
+def load_model(model: str, **loading: Any) -> Any:
     """
-    Class, number of parameters, data type and configuration of a model and, for SwinBERT, how sparse its mask is.
+    A captioning model, or else the model of the class that its configuration names.
 
     Args:
         model: a folder or a name on the Hub.
-        trust_remote_code, revision: as for `from_pretrained`.
+        loading: arguments of `from_pretrained`.
     """
-    loaded = _load(model, trust_remote_code=trust_remote_code, revision=revision)
-    config = loaded.config
-    lines = [f"{model}: {type(loaded).__name__}, {loaded.num_parameters():,} parameters, {loaded.dtype}"]
+    is_captioner = type(AutoConfig.from_pretrained(model, **loading)) in AutoModelForImageTextToText._model_mapping
+    return (AutoModelForImageTextToText if is_captioner else AutoModel).from_pretrained(model, **loading)
+
+
+def describe_model(model: Any, name: str) -> str:
+    """Class, number of parameters, data type and configuration of a model and, for SwinBERT, how sparse its mask is."""
+    config = model.config
+    lines = [f"{name}: {type(model).__name__}, {model.num_parameters():,} parameters, {model.dtype}"]
     if config.model_type == "swinbert":
-        lines.append(f"sparse mask ({config.sparse_mask}): {mask_statistics(loaded) or 'none'}")
-        if loaded.model.sparse_mask is not None:
-            lines.append(f"attention among video tokens: {loaded.model.sparse_mask.plan()}")
+        lines.append(f"sparse mask ({config.sparse_mask}): {mask_statistics(model) or 'none'}")
+        if model.model.sparse_mask is not None:
+            lines.append(f"attention among video tokens: {model.model.sparse_mask.plan()}")
     return "\n".join([*lines, config.to_json_string()])
 
 
-def mask_picture(model: str, **loading: Any) -> bytes:
+def mask_picture(model: Any, run: Path) -> bytes:
     """
-    The sparse mask of a SwinBERT as a picture (PNG); of an output folder of `swinbert train` also over its steps.
+    The sparse mask of a SwinBERT as a picture (PNG).
 
     Args:
-        model, loading: as for `describe_model`.
+        run: the folder of the model; of an output folder of `swinbert train` the picture also shows the mask over the
+            steps.
 
     Raises:
         ValueError: the model has no sparse mask.
     """
-    loaded = _load(model, **loading)
-    mask = getattr(getattr(loaded, "model", loaded), "sparse_mask", None)
+    mask = getattr(getattr(model, "model", model), "sparse_mask", None)
     if mask is None:
         raise ValueError("it has no sparse mask, of which the picture would be.")
-    return as_png(mask_figure(mask, loaded.config.vision_config.output_grid, run=Path(model)))
-
-
-def _load(model: str, **loading: Any) -> Any:
-    is_captioner = type(AutoConfig.from_pretrained(model, **loading)) in AutoModelForImageTextToText._model_mapping
-    return (AutoModelForImageTextToText if is_captioner else AutoModel).from_pretrained(model, **loading)
+    return as_png(mask_figure(mask, model.config.vision_config.output_grid, run=run))
 
 
 def tokenizer_and_caption_length(model: str) -> tuple[Any, int]:

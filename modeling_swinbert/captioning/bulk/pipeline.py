@@ -34,6 +34,7 @@ def caption_dataset(
     batch_size: int | Literal["auto"] = "auto",
     segments: Any = None,
     timeout: float = 300.0,
+    isolate: bool = True,
     address: str | None = None,
     seed: int | None = None,
     **loading: Any,
@@ -57,6 +58,7 @@ def caption_dataset(
         workers, gpus_per_worker: see `choose_workers`.
         batch_size, segments, seed: see `captions`.
         timeout: seconds; a clip that takes longer is an error of kind `timeout`. With segments, each has so long.
+        isolate: decode in processes of their own, so that the model survives a decoder that hangs or crashes.
         address: of a cluster, if Ray does not run in this process; `None` starts it on this machine.
 
     Raises:
@@ -70,7 +72,8 @@ def caption_dataset(
     # In Ray's accounts half of the cores remain for the tasks before and after, which would else never begin.
     chosen = dataclasses.replace(chosen, cpus=chosen.cpus / 2 if chosen.cpus <= 1 else chosen.cpus // 2)
     captioning = {"batch_size": batch_size, "segments": segments, "seed": seed}
-    spec = dataclasses.replace(CaptionerSpec.of({"model": model, **loading}, captioning, timeout), cores=chosen.cores)
+    spec = CaptionerSpec.of({"model": model, **loading}, captioning, timeout, isolate)
+    spec = dataclasses.replace(spec, cores=chosen.cores)
     if isinstance(source, ray.data.Dataset):
         return captioned(source.map_batches(_identified, batch_format="pyarrow"), spec, chosen)
     clips = identified([source]) if isinstance(source, pa.Table) else read_source(os.fspath(source))

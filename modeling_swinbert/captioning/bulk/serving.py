@@ -15,6 +15,7 @@ from swinbert.captioning.bulk.cores import own_cores
 from swinbert.captioning.bulk.fetching import Fetched, Fetcher
 from swinbert.captioning.bulk.supervision import Request
 from swinbert.captioning.caption import Caption, CaptionStream, Clip, captions
+from swinbert.captioning.isolation import IsolatedReader
 from swinbert.captioning.journal import rounded
 from swinbert.captioning.loading import LoadingError, choose_device, load_captioner
 from swinbert.captioning.segments import Segmentation
@@ -22,6 +23,8 @@ from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 
 # Clips that are fetched, or being fetched, before the model needs them.
 _FETCHED_AHEAD = 16
+# Share of the time of a clip in which it is read, so that its reader is replaced before this process is.
+_READING_SHARE = 0.8
 # So many clips in a row that could not be fetched, and none that could, are the network's fault.
 _UNFETCHED_WITHOUT_NETWORK = 8
 
@@ -40,12 +43,15 @@ class _Serving:
         self._ahead: deque[tuple[int, Request, Future[Fetched]]] = deque()
         self._taken: deque[tuple[int, Fetched]] = deque()
         self._fetcher = Fetcher()
+        self._isolation = IsolatedReader(_READING_SHARE * self._spec.timeout) if self._spec.isolate else None
         self._largest_batch = sys.maxsize  # until memory is short
         self._num_fetched = self._num_unfetched = self._num_captioned = 0
 
     def run(self) -> None:
         try:
             with self._cores():
+                if self._isolation is not None:
+                    self._isolation.start()
                 captioner = load_captioner(**self._spec.loading)
                 self._channel.say("ready", json.dumps(self._stream((), captioner).settings))
                 while True:
@@ -64,7 +70,8 @@ class _Serving:
         return own_cores(self._spec.cores) if device.type == "cpu" else contextlib.nullcontext()
 
     def _stream(self, clips: Any, captioner: VideoCaptioningPipeline) -> CaptionStream:
-        stream = captions(clips, captioner, threads=self._spec.cores, **self._captioning)
+        cores, isolation = self._spec.cores, self._isolation
+        stream = captions(clips, captioner, threads=cores, isolation=isolation, **self._captioning)
         stream.largest_batch = self._largest_batch
         return stream
 

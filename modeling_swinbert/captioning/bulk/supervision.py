@@ -1,7 +1,8 @@
 """
 Watching over the process that captions: a clip that hangs or that ends the process costs itself alone.
 
-The model and the decoders run in a child process (`child.py`), which is fed with clips and answers with rows. Threads
+The model runs in a child process (`child.py`), which is fed with clips and answers with rows. The decoders run in
+processes of their own below it (`isolation.py`), or, with `isolate=False`, in the same. Threads
 cannot be stopped, and a crash of FFmpeg or CUDA takes all of a process with it; a process can be killed and started
 again. Of the clips that were under way when it died, each is then captioned alone: the one that ends the process again
 is the culprit.
@@ -39,20 +40,24 @@ class CaptionerSpec:
         captioning: arguments of `captions`.
         cores: of the processor, for each worker.
         timeout: seconds within which a clip has its caption.
+        isolate: whether to decode in processes of their own, see `IsolatedReader`.
     """
 
     loading: dict[str, Any] = field(default_factory=dict)
     captioning: dict[str, Any] = field(default_factory=dict)
     cores: int = 1
     timeout: float = 300.0
+    isolate: bool = True
 
     @classmethod
-    def of(cls, loading: Mapping[str, Any], captioning: Mapping[str, Any], timeout: float) -> "CaptionerSpec":
+    def of(
+        cls, loading: Mapping[str, Any], captioning: Mapping[str, Any], timeout: float, isolate: bool = True
+    ) -> "CaptionerSpec":
         """
         A spec in values that a process on another machine reads without importing torch: paths are absolute,
         segmentations are dictionaries, enumerations are text, and what is `None` is left out.
         """
-        return cls(_plain(loading), _plain(captioning), timeout=timeout)
+        return cls(_plain(loading), _plain(captioning), timeout=timeout, isolate=isolate)
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from swinbert.captioning.caption import Caption, Clip, captions
 from swinbert.captioning.explaining import Explanation, explain
 from swinbert.captioning.explaining.attribution import DEFAULT_METHOD
 from swinbert.captioning.explaining.encoded_clips import encoded_clip_class
+from swinbert.captioning.isolation import IsolatedReader
 from swinbert.captioning.segments import Segmentation
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_decoding_swinbert import VideoReader, header_duration
@@ -131,21 +132,31 @@ class Demo:
         captioner: see `load_captioner`.
         limits: what is too large is refused before it is decoded.
         example: a clip for those who have none at hand.
+        isolate: decode in processes of their own, so that no clip ends this one.
 
     Attributes:
         files: temporary files of the visitors.
     """
 
-    def __init__(self, captioner: VideoCaptioningPipeline, limits: Limits = Limits(), example: Path | None = None):
+    def __init__(
+        self,
+        captioner: VideoCaptioningPipeline,
+        limits: Limits = Limits(),
+        example: Path | None = None,
+        isolate: bool = True,
+    ):
         self.captioner, self.limits = captioner, limits
         self.example = example or Path(bundled_model()).parent / "sample.mp4"
         self.files = TemporaryFiles()
+        self._isolation = IsolatedReader() if isolate else None
 
     def __enter__(self) -> "Demo":
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self.files.close()
+        if self._isolation is not None:
+            self._isolation.close()
 
     def check(self, video: Path) -> float | None:
         """Seconds of a video according to its header, `None` if that says nothing. Nothing is decoded."""
@@ -154,7 +165,7 @@ class Demo:
         if (size := video.stat().st_size) > self.limits.num_bytes:
             raise DemoError(f"{video.name}: expected at most {self.limits.megabytes:g} MB, found {size / 1e6:,.0f} MB.")
         with explained(video.name):
-            seconds = header_duration(video)
+            seconds = header_duration(video) if self._isolation is None else self._isolation.header_duration(video)
         if seconds is not None and seconds > self.limits.seconds:
             raise DemoError(f"{video.name}: expected at most {_length(self.limits.seconds)}, found {_length(seconds)}.")
         return seconds
@@ -176,7 +187,8 @@ class Demo:
         start, progress = time.monotonic(), Progress()
         with explained(video.name):
             clips, cut = [Clip(video, name=video.name)], settings.cut(duration)
-            for caption in captions(clips, self.captioner, segments=cut, **settings.generation):
+            stream = captions(clips, self.captioner, segments=cut, isolation=self._isolation, **settings.generation)
+            for caption in stream:
                 progress.captions.append(caption)
                 duration = caption.duration or duration
                 if caption.end is not None and duration:
@@ -207,10 +219,27 @@ class Demo:
         """
         self.check(video)
         with explained(video.name):
-            clip = Clip(video, start, _last_moment(video, start, end), name=video.name)
+            clip = Clip(video, start, self._last_moment(video, start, end), name=video.name)
             return explain(
-                self.captioner.model, self.captioner.processor, clip, caption=caption, method=self._explaining
+                self.captioner.model,
+                self.captioner.processor,
+                clip,
+                caption=caption,
+                method=self._explaining,
+                isolation=self._isolation,
             )
+
+    def _last_moment(self, video: Path, start: float | None, end: float | None) -> float | None:
+        """
+        The `end` of a [`Clip`] that has the frames of a segment. A segment ends before the frame that is shown at
+        `end`; a clip has one frame after the last that is not after `end`, see `frame_range`.
+        """
+        if start is None or end is None:
+            return end
+        with VideoReader(video) if self._isolation is None else self._isolation.open(video, {}) as reader:
+            seconds, unit = reader.timeline.seconds, float(reader.timeline.time_base)
+        before_last = float(seconds[max(0, int(np.searchsorted(seconds, end - unit / 2)) - 2)])
+        return before_last if before_last > start else end
 
     @property
     def _explaining(self) -> str:
@@ -218,19 +247,6 @@ class Demo:
         model = self.captioner.model
         is_slow = model.device.type == "cpu" and model.num_parameters() > _LARGEST_TO_ENCODE_OFTEN
         return "attention" if is_slow else DEFAULT_METHOD
-
-
-def _last_moment(video: Path, start: float | None, end: float | None) -> float | None:
-    """
-    The `end` of a [`Clip`] that has the frames of a segment. A segment ends before the frame that is shown at `end`; a
-    clip has one frame after the last that is not after `end`, see `frame_range`.
-    """
-    if start is None or end is None:
-        return end
-    with VideoReader(video) as reader:
-        seconds, unit = reader.timeline.seconds, float(reader.timeline.time_base)
-    before_last = float(seconds[max(0, int(np.searchsorted(seconds, end - unit / 2)) - 2)])
-    return before_last if before_last > start else end
 
 
 def _length(seconds: float) -> str:
@@ -249,6 +265,7 @@ class TemporaryFiles:
         self.uploads = self.root / "uploads"
         self._lock = threading.Lock()
         self._held: dict[str, set[Path]] = defaultdict(set)
+        self._seen: dict[Path, tuple[int, float]] = {}
         self._closed = threading.Event()
         threading.Thread(target=self._sweep_regularly, daemon=True, name="sweep-demo-files").start()
 
@@ -279,12 +296,20 @@ class TemporaryFiles:
 
     def sweep(self) -> None:
         """Removes uploads that have stopped in the middle, and files that are old."""
+        # By a clock that nobody sets: for each file its last change, and when that was first seen.
+        seen, now = {}, time.monotonic()
         for path in list(self.root.rglob("*")):
             with contextlib.suppress(OSError):  # somebody else removes it
+                if not path.is_file():
+                    continue
+                changed = path.stat().st_ctime_ns
+                before = self._seen.get(path)
+                seen[path] = before if before is not None and before[0] == changed else (changed, now)
                 # Gradio writes to a file directly in the folder, and moves what is complete into another one.
                 limit = _STALLED if path.parent == self.uploads else _OLD
-                if path.is_file() and time.time() - path.stat().st_ctime > limit:
+                if now - seen[path][1] > limit:
                     self._remove(path)
+        self._seen = seen
 
     def _remove(self, path: Path) -> None:
         if path.is_dir():

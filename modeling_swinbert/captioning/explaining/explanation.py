@@ -19,6 +19,7 @@ from swinbert.captioning.explaining.attribution import DEFAULT_METHOD, Method, f
 from swinbert.captioning.explaining.encoded_clips import EncodedClip, LayerAttention, encode_clip, encoded_clip_class
 from swinbert.captioning.explaining.frames import read_frames, shown_box
 from swinbert.captioning.explaining.words import RunnerUp, decoded, runners_up, words_of
+from swinbert.captioning.isolation import IsolatedReader
 from swinbert.processing.clip_reading_swinbert import beginning_of_caption, unpack_clip
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_sources_swinbert import VideoDecodeError, is_encoded_source, open_source
@@ -112,6 +113,7 @@ def explain(
     caption: str | None = None,
     method: str = DEFAULT_METHOD,
     layers: Sequence[int] | None = None,
+    isolation: IsolatedReader | None = None,
     **parameters: Any,
 ) -> Explanation:
     """
@@ -132,6 +134,7 @@ def explain(
         method: one of `METHODS`, which say how each finds the weights. `"attention"` takes no more time than the
             caption; `"pixels"` encodes the clip `NUM_HALVES` times.
         layers: numbers of the layers whose attention counts, with `"attention"`; by default all.
+        isolation: decodes files in processes of its own.
         parameters: of [`VideoCaptioningPipeline`]: how to sample the clip (`start`, `end`, `num_frames`, `fps`) and how
             to search its caption.
 
@@ -144,7 +147,7 @@ def explain(
     named = _as_clip(clip, parameters)
     device = None if hasattr(model, "hf_device_map") else model.device
     captioner = VideoCaptioningPipeline(model=model, processor=processor, device=device, **parameters)
-    with _readable_twice(named.video) as video, torch.inference_mode(False), _evaluating(model):
+    with _readable_twice(named.video, captioner, isolation) as video, torch.inference_mode(False), _evaluating(model):
         encoded = encode_clip(model, _inputs(captioner, video))
         with _warned_already():
             frames = read_frames(captioner, video)
@@ -177,11 +180,11 @@ def _as_clip(clip: Any, parameters: dict[str, Any]) -> Clip:
 
 
 @contextlib.contextmanager
-def _readable_twice(video: Any) -> Iterator[Any]:
+def _readable_twice(video: Any, captioner: VideoCaptioningPipeline, isolation: IsolatedReader | None) -> Iterator[Any]:
     """A video as something that can be read for the model and for the pictures; one of a URL is downloaded once."""
     if is_encoded_source(video):
         with open_source(video) as opened:
-            yield opened
+            yield opened if isolation is None else isolation.video(opened, captioner.family.decoding)
     else:
         yield video
 

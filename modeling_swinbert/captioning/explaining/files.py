@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -14,6 +13,7 @@ from swinbert.captioning.explaining.explanation import Explanation, explain
 from swinbert.captioning.explaining.masks import mask_figure
 from swinbert.captioning.explaining.page import page
 from swinbert.captioning.explaining.pictures import words_figure
+from swinbert.captioning.isolation import IsolatedReader
 from swinbert.captioning.settings import caption_settings
 from swinbert.processing.pipeline_swinbert import VideoCaptioningPipeline
 from swinbert.processing.video_sources_swinbert import is_url
@@ -45,6 +45,7 @@ def explain_clips(
     output: Path,
     *,
     overwrite: bool = False,
+    isolation: IsolatedReader | None = None,
     **options: Any,
 ) -> Iterator[Explained]:
     """
@@ -54,6 +55,7 @@ def explain_clips(
     Args:
         captioner: its search finds the captions.
         overwrite: replace folders that hold something else.
+        isolation: decodes clips in processes of its own.
         options: `method` and `caption` of [`explain`].
 
     Yields:
@@ -65,10 +67,9 @@ def explain_clips(
         about = {"clip": clip.name, "start": clip.start, "end": clip.end, "settings": settings}
         try:
             if overwrite or not _is_explained(folder, about):
-                if overwrite:
-                    shutil.rmtree(folder, ignore_errors=True)
-                explanation = explain(captioner.model, captioner.processor, clip, **_parameters(captioner), **options)
-                with new_folder(folder) as unfinished:
+                arguments = {**_parameters(captioner), **options, "isolation": isolation}
+                explanation = explain(captioner.model, captioner.processor, clip, **arguments)
+                with new_folder(folder, overwrite) as unfinished:
                     write_explanation(explanation, unfinished, clip.video, captioner.model, about)
             yield Explained(clip.name, folder)
         except Exception as error:  # of any kind: it concerns this clip alone

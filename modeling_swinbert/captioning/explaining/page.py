@@ -9,12 +9,12 @@ from pathlib import Path, PurePath
 from string import Template
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
 from swinbert.captioning.explaining.explanation import Explanation, Word
 from swinbert.captioning.explaining.wording import legend, noticeable, percent, read_from
+from swinbert.processing.video_backends_swinbert import open_stream
 
 # Of a clip that is embedded; the page of a larger one plays its sampled frames.
 MAX_VIDEO_BYTES = 8 << 20
@@ -103,8 +103,7 @@ def _embedded(video: Path) -> tuple[str, str]:
     """A clip in base64 and its media type; empty if it is too large, or not what browsers play."""
     if video.stat().st_size > MAX_VIDEO_BYTES:
         return "", ""
-    with av.open(str(video)) as container:
-        stream = container.streams.video[0]
+    with open_stream(video.name, str(video.absolute())) as (container, stream):
         codec, pixel_format = stream.codec_context.name, stream.codec_context.pix_fmt
         names = container.format.name.split(",")
     kind = "webm" if video.suffix.lower() == ".webm" and "webm" in names else "mp4" if "mp4" in names else ""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from swinbert.captioning.families.git_generation import generate_captions
 from swinbert.captioning.families.sampler import frame_sampler
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily, beginning_of_caption
 
@@ -69,6 +70,9 @@ class GitFamily(CaptionerFamily):
         if prompt is not None:
             inputs["input_ids"] = beginning_of_caption(self._processor.tokenizer, prompt)
         return inputs
+
+    def generate(self, model: Any, inputs: dict[str, torch.Tensor], **arguments: Any) -> Any:
+        return generate_captions(model, **inputs, **arguments)
 
 
 def git_pixel_values(processor: Any, frames: list[Any], **options: Any) -> torch.Tensor:
