@@ -3,6 +3,10 @@
 * Chunks, in inference ([`worth_chunking`]): the video encoder computes a few megabytes of activations at a time. They
   stay in the processor's cache, and malloc reuses blocks of this size; blocks above 32 MB it requests from the system,
   page by page, for every layer. Switch: `CHUNK_BYTES`, infinite for no chunks.
+* Parts of windows ([`worth_splitting`]): where a shifted window joins two ends of the clip, tokens of different ends
+  must not see each other. Each part is computed as a window of its own, instead of all scores under a mask of -100: a
+  weight that the mask leaves, exp(-100) of its value, is below float32 rounding unless its score exceeds all others by
+  more than 80. Switch: `MIN_TOKENS_TO_SPLIT`, infinite for masks.
 * Recomputation, in training, on any device ([`recompute_in_backward`]): the output of the MLP's activation function is
   as large as its input and cheap; it is not stored for the backward pass. Switch: `keep_activations` of the MLP.
 * Attention with a learned bias, in training ([`BiasedAttention`]): PyTorch's fused kernel has no gradient for a bias;
@@ -19,9 +23,10 @@ I input features, O output features of a linear layer.
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +34,13 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+# Slices of a window along T, H and W.
+Part: TypeAlias = tuple[slice, slice, slice]
+
 # Input bytes of a layer that are computed at once; the hidden layer of an MLP makes 16 MB of them.
 CHUNK_BYTES: float = 4 << 20
+# Tokens of a window from which on computing its parts apart saves more time than the calls for each part take.
+MIN_TOKENS_TO_SPLIT: float = 128
 # Attention scores that the backward pass of `BiasedAttention` computes at once: 4 MB.
 _CHUNK_SCORES = 1 << 20
 
@@ -63,6 +73,14 @@ def map_frame_chunks(
         return compute(frames)
     num_frames = multiple * items_per_chunk(frames[:, :multiple].nbytes)
     return torch.cat([compute(chunk) for chunk in frames.split(num_frames, dim=1)], dim=1)
+
+
+def worth_splitting(tensor: torch.Tensor, num_tokens: int) -> bool:
+    """
+    Whether to compute the parts of a masked window of N (`num_tokens`) tokens apart, so that no masked score is
+    computed: a quarter of all scores of the base model.
+    """
+    return num_tokens >= MIN_TOKENS_TO_SPLIT and tensor.device.type == "cpu" and is_eager_tensor(tensor)
 
 
 # --- Recomputation ----------------------------------------------------------------------------------------------------
@@ -103,6 +121,12 @@ def recompute_in_backward(
 # --- Attention with a learned bias ------------------------------------------------------------------------------------
 
 
+def bias_of_part(bias: torch.Tensor, window: tuple[int, ...], part: Part) -> torch.Tensor:
+    """The bias (heads, n, n) among the n tokens in a part of a window, of (heads, N, N); a view where possible."""
+    by_place = bias.unflatten(2, window).unflatten(1, window)  # (heads, T, H, W, T, H, W) of the window
+    return by_place[(slice(None), *part, *part)].flatten(4).flatten(1, 3)
+
+
 def can_fuse_learned_bias(qkv: torch.Tensor, bias: torch.Tensor, head_dim: int) -> bool:
     """
     Whether [`BiasedAttention`] can train this bias (heads, N, N), and stores less than the attention weights would
@@ -126,67 +150,80 @@ class BiasedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        qkv: torch.Tensor, bias: torch.Tensor, scaling: float, groups: tuple[tuple[torch.Tensor | None, int], ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        qkv: torch.Tensor,
+        bias: torch.Tensor,
+        scaling: float,
+        window: tuple[int, ...],
+        groups: tuple[tuple[Part, torch.Tensor | None, int], ...],
+    ) -> torch.Tensor:
         """
         Args:
-            qkv: (windows, N, 3, heads, D) queries, keys and values.
+            qkv: (R, 3, heads, D) queries, keys and values.
             bias: (heads, N, N).
-            groups: the mask, (N, N) or `None`, and the number of windows of each run of windows that share a mask.
+            window: size of a window along T, H and W.
+            groups: for each run of windows of which the same part attends to itself: the part, its mask (n, n) or
+                `None`, and the number of windows.
 
         Returns:
-            Output (windows, N, heads, D) and the logarithms of the softmax's denominators (windows, heads, N).
+            Output (R, heads, D).
         """
-        windows, num_tokens, _, heads, dim = qkv.shape
-        output = qkv.new_empty(windows, num_tokens, heads, dim)
-        log_sums = qkv.new_empty(windows, heads, num_tokens)
-        for mask, group in _group_slices(groups):
-            query, key, value = qkv[group].permute(2, 0, 3, 1, 4)  # each (windows, heads, N, D)
-            context, log_sums[group] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, 0.0, False, attn_mask=(bias if mask is None else bias + mask)[None], scale=scaling
-            )
-            output[group] = context.transpose(1, 2)
-        return output, log_sums
+        output = qkv.new_empty(len(qkv), *qkv.shape[2:])
+        for part, mask, rows, shape in _parts_of_rows(groups):
+            query, key, value = qkv[rows].unflatten(0, shape).permute(2, 0, 3, 1, 4)  # each (windows, heads, n, D)
+            part_bias = bias_of_part(bias, window, part)
+            part_bias = part_bias if mask is None else part_bias + mask
+            context = F.scaled_dot_product_attention(query, key, value, part_bias[None], scale=scaling)
+            output[rows] = context.transpose(1, 2).flatten(0, 1)
+        return output
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        qkv, bias, ctx.scaling, ctx.groups = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(qkv, bias, *output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        qkv, bias, ctx.scaling, ctx.window, ctx.groups = inputs
+        ctx.save_for_backward(qkv, bias, output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        qkv, bias, output, log_sums = ctx.saved_tensors
-        heads, num_tokens = bias.shape[:2]
-        grad_qkv = torch.empty_like(qkv)
-        grad_bias = torch.zeros_like(bias)
-        chunk_size = max(1, _CHUNK_SCORES // num_tokens**2)
-        for (mask, group), head in itertools.product(_group_slices(ctx.groups), range(heads)):
-            head_bias = bias[head] if mask is None else bias[head] + mask
-            for first in range(group.start, group.stop, chunk_size):
-                chunk = slice(first, min(first + chunk_size, group.stop))
-                query, key, value = qkv[chunk, :, :, head].unbind(2)  # each (windows, N, D)
-                grad_query, grad_key, grad_value = grad_qkv[chunk, :, :, head].unbind(2)
-                grad_context = grad_output[chunk, :, head]
-                weights = torch.baddbmm(head_bias, query, key.transpose(1, 2), alpha=ctx.scaling)
-                weights.sub_(log_sums[chunk, head, :, None]).exp_()
-                # Gradients of softmax: P * (dP - sum of P * dP over a row), where that sum is dO . O.
-                row_sums = (grad_context * output[chunk, :, head]).sum(-1, keepdim=True)
-                grad_scores = torch.bmm(grad_context, value.transpose(1, 2)).sub_(row_sums).mul_(weights)
-                grad_bias[head] += grad_scores.sum(0)
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        qkv, bias, output = ctx.saved_tensors
+        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias)
+        grad_of_windows = grad_bias.unflatten(2, ctx.window).unflatten(1, ctx.window)
+        # Sums of P * dP over a row of attention weights P, which are dO . O.
+        row_sums = (grad_output * output).sum(-1)
+        for part, mask, rows, (_, num_tokens) in _parts_of_rows(ctx.groups):
+            part_bias = bias_of_part(bias, ctx.window, part)
+            part_bias = part_bias if mask is None else part_bias + mask
+            grad_part = grad_of_windows[(slice(None), *part, *part)]  # a view
+            starts = range(rows.start, rows.stop, num_tokens)
+            for start, heads in itertools.product(starts, _slices(len(bias), _CHUNK_SCORES // num_tokens**2)):
+                window = slice(start, start + num_tokens)
+                query, key, value = qkv[window, :, heads].permute(1, 2, 0, 3)  # each (heads, n, D)
+                grad_query, grad_key, grad_value = grad_qkv[window, :, heads].permute(1, 2, 0, 3)
+                grad_context = grad_output[window, heads].transpose(0, 1)
+                weights = torch.baddbmm(part_bias[heads], query, key.transpose(1, 2), alpha=ctx.scaling).softmax(-1)
+                grad_scores = torch.bmm(grad_context, value.transpose(1, 2))
+                grad_scores.sub_(row_sums[window, heads].t()[:, :, None]).mul_(weights)
+                grad_part[heads] += grad_scores.view(grad_part[heads].shape)
                 grad_query.copy_(torch.bmm(grad_scores, key)).mul_(ctx.scaling)
                 grad_key.copy_(torch.bmm(grad_scores.transpose(1, 2), query)).mul_(ctx.scaling)
                 grad_value.copy_(torch.bmm(weights.transpose(1, 2), grad_context))
-        return grad_qkv, grad_bias, None, None
+        return grad_qkv, grad_bias, None, None, None
 
 
-def _group_slices(groups: Iterable[tuple[torch.Tensor | None, int]]) -> Iterator[tuple[torch.Tensor | None, slice]]:
-    """The mask and the slice of windows of each group."""
+def _slices(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size`, but at least one."""
+    for start in range(0, total, max(1, size)):
+        yield slice(start, start + max(1, size))
+
+
+def _parts_of_rows(
+    groups: Iterable[tuple[Part, torch.Tensor | None, int]],
+) -> Iterator[tuple[Part, torch.Tensor | None, slice, tuple[int, int]]]:
+    """For each group: part, mask, slice of rows, and (windows, n) of these rows."""
     start = 0
-    for mask, count in groups:
-        yield mask, slice(start, start + count)
-        start += count
+    for part, mask, count in groups:
+        num_tokens = math.prod([side.stop - side.start for side in part])
+        yield part, mask, slice(start, start + count * num_tokens), (count, num_tokens)
+        start += count * num_tokens
 
 
 # --- Products of linear layers ----------------------------------------------------------------------------------------
@@ -315,7 +352,9 @@ def _uses_fast_products() -> bool:
 
 __all__ = [
     "BiasedAttention",
+    "Part",
     "FastLinearMode",
+    "bias_of_part",
     "can_fuse_learned_bias",
     "fast_linear",
     "few_rows_product",
@@ -326,4 +365,5 @@ __all__ = [
     "onednn_product",
     "recompute_in_backward",
     "worth_chunking",
+    "worth_splitting",
 ]

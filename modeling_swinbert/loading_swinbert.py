@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers.modeling_utils import PreTrainedModel
 
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
@@ -27,11 +28,11 @@ class SafetensorsModel(PreTrainedModel):
         As [`PreTrainedModel.from_pretrained`], from `.safetensors` only.
 
         Raises:
-            ValueError: `use_safetensors=False` asks for a pickle.
-            OSError: the folder or repository has no safetensors, a downloaded file differs from the Hub's, or any
+            ValueError: `use_safetensors=False` asks for a pickle, or a configuration is damaged.
+            OSError: the folder or repository has no safetensors, a file is damaged or differs from the Hub's, or any
                 error of the library's.
         """
-        started = time.time()
+        started, ticks = time.time(), time.monotonic()
         if kwargs.get("use_safetensors") is False:
             raise ValueError(f"`use_safetensors=False` is refused: {_REMEDY}")
         try:
@@ -43,9 +44,19 @@ class SafetensorsModel(PreTrainedModel):
             if not any(found in str(error) for found in ("no file named", "not appear to have a file named model")):
                 raise
             raise OSError(f"{pretrained_model_name_or_path} has no model.safetensors. {_REMEDY}") from error
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {pretrained_model_name_or_path} are damaged ({error}): download or save them again."
+            ) from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} cannot be loaded ({type(error).__name__}: {error}): an argument is"
+                " wrong, or one of its files is damaged."
+            ) from error
         finally:
             # The auto classes pass the adapter beside the name of its base model.
             adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
+            started = min(started, time.time() - (time.monotonic() - ticks))  # if the clock was set back meanwhile
             for source in filter(None, (pretrained_model_name_or_path, adapter)):
                 check_downloads(str(source), started, kwargs.get("cache_dir"), kwargs.get("revision"))
 

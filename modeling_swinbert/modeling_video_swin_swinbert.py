@@ -120,9 +120,9 @@ class VideoSwinBlock(GradientCheckpointingLayer):
         # Training needs all rows at once, also without gradients in reentrant checkpointing: drop path takes clips.
         if self.training or output_attentions or plan.places is not None or not worth_chunking(hidden_states):
             return self.mix(hidden_states, plan, output_attentions)
-        bytes_of_window = plan.num_tokens * hidden_states.shape[1] * hidden_states.element_size()
+        bytes_of_row = hidden_states.shape[1] * hidden_states.element_size()
         output = torch.empty_like(hidden_states)
-        for rows, chunk in plan.chunks(items_per_chunk(bytes_of_window)):
+        for rows, chunk in plan.chunks(items_per_chunk(bytes_of_row)):
             output[rows], _ = self.mix(hidden_states[rows], chunk)
         return output, None
 

@@ -18,7 +18,14 @@ from torch import nn
 
 from .attention_swinbert import attend
 from .configuration_swinbert import VideoSwinConfig
-from .cpu_swinbert import BiasedAttention, can_fuse_learned_bias, is_eager_tensor
+from .cpu_swinbert import (
+    BiasedAttention,
+    Part,
+    bias_of_part,
+    can_fuse_learned_bias,
+    is_eager_tensor,
+    worth_splitting,
+)
 
 # Added to the score of two tokens that the cyclic shift brought into one window from different ends of the clip.
 _SHIFT_PENALTY = -100.0
@@ -44,80 +51,123 @@ def clip_window(
     return clipped, tuple(step if larger else 0 for step, larger in zip(shift, exceeds, strict=True))
 
 
-def mask_groups(
-    shift: tuple[int, ...], window: tuple[int, ...], device: torch.device
-) -> Iterator[tuple[tuple[slice, ...], torch.Tensor | None]]:
+@dataclass(frozen=True, eq=False)
+class WindowGroup:
     """
-    Groups the windows of a cyclically shifted grid by their attention mask: only the last window along a shifted axis
-    joins two ends of the clip, so there are at most eight groups and each is a block of the grid of windows.
+    The same part of several windows: the tokens in it attend to each other.
+
+    Args:
+        part: slices along T, H and W of a window.
+        mask: (n, n) to add to the scores of the part's n tokens, or `None`.
+        windows: number of each window, counted by clip, time, row and column.
+    """
+
+    part: Part
+    mask: torch.Tensor | None
+    windows: torch.Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the part of a window, n."""
+        return math.prod([side.stop - side.start for side in self.part])
+
+    @property
+    def num_rows(self) -> int:
+        return self.windows.shape[0] * self.num_tokens
+
+
+def parts_of_windows(
+    window: tuple[int, ...], shift: tuple[int, ...]
+) -> Iterator[tuple[tuple[slice, ...], tuple[Part, ...]]]:
+    """
+    The parts of the windows of a cyclically shifted grid whose tokens attend to each other. The last window along a
+    shifted axis joins two ends of the clip, each a part: so there are at most eight kinds of windows, and each kind is
+    a block of the grid of windows.
 
     Yields:
-        Slices of the grid of windows along T, H and W, and the additive mask (N, N) of these windows, or `None`.
+        Slices of the grid of windows along T, H and W, and the parts of these windows.
     """
+    whole = [slice(0, side) for side in window]
+    halves = [(slice(0, side - step), slice(side - step, side)) for side, step in zip(window, shift, strict=True)]
     choices = [((slice(None), False),) if not step else ((slice(-1), False), (slice(-1, None), True)) for step in shift]
     for choice in itertools.product(*choices):
-        region = torch.zeros((), dtype=torch.long, device=device)
-        for axis, (_, is_last) in enumerate(choice):
-            if is_last:
-                wrapped = torch.arange(window[axis], device=device) >= window[axis] - shift[axis]
-                sizes = [1, 1, 1]
-                sizes[axis] = -1
-                region = region * 2 + wrapped.long().view(sizes)
-        mask = None
-        if region.ndim:
-            region = region.expand(window).flatten()  # (N,)
-            mask = (region[:, None] != region[None, :]) * _SHIFT_PENALTY
-        yield tuple(block for block, _ in choice), mask
+        sides = [halves[axis] if is_last else (whole[axis],) for axis, (_, is_last) in enumerate(choice)]
+        yield tuple(block for block, _ in choice), tuple(itertools.product(*sides))  # type: ignore[misc]
+
+
+def shift_mask(window: tuple[int, ...], parts: tuple[Part, ...], device: torch.device) -> torch.Tensor | None:
+    """(N, N) additive mask of a window whose parts attend to themselves; `None` for a single part."""
+    if len(parts) == 1:
+        return None
+    region = torch.empty(window, dtype=torch.long, device=device)
+    for number, part in enumerate(parts):
+        region[part] = number
+    region = region.flatten()
+    return (region[:, None] != region[None, :]) * _SHIFT_PENALTY
 
 
 @dataclass(frozen=True, eq=False)
 class WindowPlan:
     """
-    The order in which the tokens of B grids stand in windows: grouped by attention mask, then by window, then by clip.
+    The order in which the tokens of B grids stand in windows: by group of windows, then by window, then by clip.
 
     Args:
         batch: B.
+        window: size of a window along (T, H, W).
         shift: cyclic shift along (T, H, W).
-        num_tokens: N.
         order: (R,) the token, counted through (B, T, H, W), of each row.
         inverse: (R,) the row of each token.
-        places: (R,) the place of each row among the N places of every window, or `None` if no window holds padding.
-        groups: the additive mask, (N, N) or `None`, and the number of windows of a clip for each group of windows.
-        rank: (B * windows,) position of each window, counted by clip, time, row and column, in the order of the plan.
+        places: (R,) the place of each row among the places of all windows, or `None` if no window holds padding.
+        groups: which parts of which windows attend to themselves, in the order of their rows.
     """
 
     batch: int
+    window: tuple[int, ...]
     shift: tuple[int, ...]
-    num_tokens: int
     order: torch.Tensor
     inverse: torch.Tensor
     places: torch.Tensor | None
-    groups: tuple[tuple[torch.Tensor | None, int], ...]
-    rank: torch.Tensor
+    groups: tuple[WindowGroup, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a window, N."""
+        return math.prod(self.window)
 
     @property
     def clip_of_row(self) -> torch.Tensor:
         """(R,) index of the clip that each row belongs to."""
         return self.order // (self.order.shape[0] // self.batch)
 
-    @property
-    def masks(self) -> torch.Tensor:
-        """(B * windows, N, N) additive mask of each window, by clip, time, row and column."""
-        side = self.num_tokens
-        none = torch.zeros(side, side, device=self.order.device)
-        masks = [(none if mask is None else mask).expand(self.batch * count, side, side) for mask, count in self.groups]
-        return torch.cat(masks).index_select(0, self.rank)
+    def join_weights(self, weights: list[torch.Tensor]) -> torch.Tensor:
+        """Weights (windows, heads, n, n) of each group -> (B * windows, heads, N, N) by clip, time, row and column."""
+        heads = weights[0].shape[1]
+        # Each window has one part that begins at its first token.
+        num_windows = sum(group.windows.shape[0] for group in self.groups if not any(side.start for side in group.part))
+        joined = weights[0].new_zeros(num_windows, heads, *self.window, *self.window)
+        for group, each in zip(self.groups, weights, strict=True):
+            box = (group.windows, slice(None), *group.part, *group.part)
+            joined[box] = each.view(joined[box].shape)
+        return joined.flatten(5).flatten(2, 4)
 
-    def chunks(self, windows: int) -> Iterator[tuple[slice, "WindowPlan"]]:
-        """Slices of rows that hold at most `windows` windows, each with its plan as of one clip without padding."""
-        masks = [mask for mask, count in self.groups for _ in range(self.batch * count)]
-        for first in range(0, len(masks), windows):
-            chunk = masks[first : first + windows]
-            runs = [list(run) for _, run in itertools.groupby(chunk, key=id)]
-            rows = slice(first * self.num_tokens, (first + len(chunk)) * self.num_tokens)
-            order = torch.arange(rows.stop - rows.start, device=self.order.device)
-            groups = tuple((run[0], len(run)) for run in runs)
-            yield rows, replace(self, batch=1, order=order, inverse=order, groups=groups, rank=order[: len(chunk)])
+    def chunks(self, num_rows: int) -> Iterator[tuple[slice, "WindowPlan"]]:
+        """Slices of at most `num_rows` rows, or of one window, each with its plan as of one clip without padding."""
+        pending, start = list(self.groups), 0
+        while pending:
+            chunk: list[WindowGroup] = []
+            stop = start
+            while pending:
+                group = pending[0]
+                count = (start + num_rows - stop) // group.num_tokens
+                if count < 1 and chunk:
+                    break
+                some, others = group.windows.tensor_split([max(1, count)])
+                chunk.append(replace(group, windows=some))
+                stop += chunk[-1].num_rows
+                pending[:1] = [replace(group, windows=others)] if len(others) else []
+            order = torch.arange(stop - start, device=self.order.device)
+            yield slice(start, stop), replace(self, batch=1, order=order, inverse=order, groups=tuple(chunk))
+            start = stop
 
 
 def inverse_permutation(order: torch.Tensor) -> torch.Tensor:
@@ -130,43 +180,53 @@ def make_window_plan(
     window: tuple[int, ...],
     shift: tuple[int, ...],
     device: torch.device,
+    split: bool = False,
 ) -> WindowPlan:
-    """Plan for `batch` grids (T, H, W) of tokens; window and shift as [`clip_window`] gives them."""
+    """
+    Plan for `batch` grids (T, H, W) of tokens; window and shift as [`clip_window`] gives them.
+
+    Args:
+        split: whether the parts of a window that joins two ends of a clip are groups of their own, or are kept apart by
+            a mask.
+    """
     padding = [-size % side for size, side in zip(grid, window, strict=True)]
     windows = [(size + pad) // side for size, pad, side in zip(grid, padding, window, strict=True)]
-    num_tokens, tokens_of_clip = math.prod(window), math.prod(grid)
-    # The token at each place of the padded and shifted grid, (windows T, windows H, windows W, N).
+    tokens_of_clip = math.prod(grid)
+    # The token at each place of the padded and shifted grid, (windows T, windows H, windows W, *window).
     token = torch.arange(tokens_of_clip, device=device).view(grid)
     token = F.pad(token, (0, padding[2], 0, padding[1], 0, padding[0]), value=tokens_of_clip)
     token = token.roll([-step for step in shift], dims=(0, 1, 2))
-    token = token.view(windows[0], window[0], windows[1], window[1], windows[2], window[2])
-    token = token.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    token = token.view(windows[0], window[0], windows[1], window[1], windows[2], window[2]).permute(0, 2, 4, 1, 3, 5)
     number = torch.arange(math.prod(windows), device=device).view(windows)
-
-    blocks = list(mask_groups(shift, window, device))
-    token = torch.cat([token[block].flatten(0, 2) for block, _ in blocks])  # (windows, N)
-    numbers = [number[block].flatten() for block, _ in blocks]
     clip = torch.arange(batch, device=device)
-    places = None
+
+    groups, tokens, places, num_places = [], [], [], 0
+    for block, parts in parts_of_windows(window, shift):
+        whole = _whole(window), shift_mask(window, parts, device)
+        for part, mask in [(part, None) for part in parts] if split else [whole]:
+            tokens.append(token[block].flatten(0, 2)[(slice(None), *part)].flatten(1))  # (windows, n)
+            count, size = tokens[-1].shape
+            place = torch.arange(num_places, num_places + batch * count * size, device=device)
+            places.append(place.view(count, batch, size))
+            num_places += batch * count * size
+            numbers = number[block].flatten()[:, None] + clip * number.numel()  # (windows, B)
+            groups.append(WindowGroup(part, mask, numbers.flatten()))
     if any(padding):
         # A stable sort keeps the order of the places that hold tokens, and puts padding last.
-        is_padding = (token.flatten() == tokens_of_clip).to(torch.uint8)
-        place = torch.argsort(is_padding, stable=True)[:tokens_of_clip, None]
-        order = token.flatten()[place] + clip * tokens_of_clip
-        places = ((place // num_tokens * batch + clip) * num_tokens + place % num_tokens).flatten()
+        token = torch.cat([each.flatten() for each in tokens])
+        is_padding = (token == tokens_of_clip).to(torch.uint8)
+        is_token = torch.argsort(is_padding, stable=True)[:tokens_of_clip]
+        order = (token[is_token, None] + clip * tokens_of_clip).flatten()
+        place = torch.cat([each.transpose(1, 2).flatten(0, 1) for each in places])[is_token].flatten()
     else:
-        order = token[:, None] + clip[:, None] * tokens_of_clip
-    order = order.flatten()
-    return WindowPlan(
-        batch=batch,
-        shift=shift,
-        num_tokens=num_tokens,
-        order=order,
-        inverse=inverse_permutation(order),
-        places=places,
-        groups=tuple((mask, windows.shape[0]) for (_, mask), windows in zip(blocks, numbers, strict=True)),
-        rank=(inverse_permutation(torch.cat(numbers)) * batch + clip[:, None]).flatten(),
-    )
+        order = torch.cat([(each[:, None] + clip[:, None] * tokens_of_clip).flatten() for each in tokens])
+        place = None
+    return WindowPlan(batch, window, shift, order, inverse_permutation(order), place, tuple(groups))
+
+
+def _whole(window: tuple[int, ...]) -> Part:
+    time, height, width = window
+    return slice(0, time), slice(0, height), slice(0, width)
 
 
 _cached_window_plan = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(make_window_plan))
@@ -178,7 +238,8 @@ def window_plan(hidden_states: torch.Tensor, window: tuple[int, ...], shift: tup
     window, shift = clip_window(tuple(grid), window, shift)
     # Tensors that are made while compiling, exporting or tracing must not be cached.
     make = _cached_window_plan if is_eager_tensor(hidden_states) else make_window_plan
-    return make(batch, tuple(grid), window, shift, hidden_states.device)
+    split = worth_splitting(hidden_states, math.prod(window))
+    return make(batch, tuple(grid), window, shift, hidden_states.device, split)
 
 
 class VideoSwinWindowAttention(nn.Module):
@@ -226,7 +287,9 @@ class VideoSwinWindowAttention(nn.Module):
             if bias.shape[-1] == num_tokens and cached_table.dtype == table.dtype and torch.equal(cached_table, table):
                 return bias
         index = self.relative_position_index[:num_tokens, :num_tokens]
-        bias = table[index.flatten()].view(num_tokens, num_tokens, self.num_heads).permute(2, 0, 1).contiguous()
+        # Unlike `table[index]`, this has a fast gradient.
+        bias = table.index_select(0, index.flatten()).view(num_tokens, num_tokens, self.num_heads)
+        bias = bias.permute(2, 0, 1).contiguous()
         if is_cached:
             self._cached_bias = (table.detach().clone(), bias)
         return bias
@@ -237,31 +300,28 @@ class VideoSwinWindowAttention(nn.Module):
         """Rows (R, C) in the order of the plan -> the same shape, and weights (windows, heads, N, N) on request."""
         dim = hidden_states.shape[1]
         if plan.places is not None:
-            padded = hidden_states.new_zeros(plan.rank.shape[0] * plan.num_tokens, dim)
-            hidden_states = padded.index_copy(0, plan.places, hidden_states)
+            num_places = sum(group.num_rows for group in plan.groups)
+            hidden_states = hidden_states.new_zeros(num_places, dim).index_copy(0, plan.places, hidden_states)
         bias = self.position_bias(plan.num_tokens)
 
         qkv = self.qkv(hidden_states)
         weights = None
-        if output_attentions:
-            # Windows go by clip, time, row and column, so that the output is made of the weights that are returned.
-            windows = qkv.view(-1, plan.num_tokens, 3 * dim).index_select(0, plan.rank)
-            context, weights = self.attend_windows(windows, bias + plan.masks.to(bias.dtype).unsqueeze(1))
-            context = context.view(-1, plan.num_tokens, dim).index_select(0, inverse_permutation(plan.rank))
-            hidden_states = context.flatten(0, 1)
-        elif self._fuses_learned_bias(qkv, bias):
-            windows = self._split_heads(qkv, plan.num_tokens)
-            groups = tuple((mask, plan.batch * count) for mask, count in plan.groups)
-            hidden_states = BiasedAttention.apply(windows, bias, self.scaling, groups)[0].view(-1, dim)
+        if not output_attentions and self._fuses_learned_bias(qkv, bias):
+            groups = tuple((group.part, group.mask, group.windows.shape[0]) for group in plan.groups)
+            windows = qkv.view(-1, 3, self.num_heads, self.head_dim)
+            hidden_states = BiasedAttention.apply(windows, bias, self.scaling, plan.window, groups).flatten(1)
         else:
-            masks, counts = zip(*plan.groups, strict=True)
-            # (windows of a clip, B * N, 3 C), split by mask
-            groups = qkv.view(sum(counts), -1, 3 * dim).split(counts)
-            contexts = [
-                self.attend_windows(windows, (bias if mask is None else bias + mask.to(bias.dtype)).unsqueeze(0))[0]
-                for windows, mask in zip(groups, masks, strict=True)
-            ]
+            contexts, weights_of_groups = [], []
+            for group, rows in zip(plan.groups, qkv.split([group.num_rows for group in plan.groups]), strict=True):
+                group_bias = bias_of_part(bias, plan.window, group.part)
+                if group.mask is not None:
+                    group_bias = group_bias + group.mask.to(bias.dtype)
+                context, group_weights = self.attend_windows(rows, group_bias)
+                contexts.append(context)
+                weights_of_groups.append(group_weights)
             hidden_states = torch.cat(contexts) if len(contexts) > 1 else contexts[0]
+            if output_attentions and weights_of_groups[0] is not None:
+                weights = plan.join_weights(weights_of_groups)
         hidden_states = self.proj(hidden_states)
         if plan.places is not None:
             hidden_states = hidden_states.index_select(0, plan.places)
@@ -269,19 +329,15 @@ class VideoSwinWindowAttention(nn.Module):
 
     def attend_windows(self, qkv: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Attention in windows (..., 3 C), with one bias for all, (1, heads, N, N), or one each, (windows, heads, N, N).
+        Attention in windows of n tokens, rows (windows * n, 3 C), with one bias (heads, n, n).
 
         Returns:
-            Rows (windows * N, C), and the attention weights if the implementation computes them.
+            Rows (windows * n, C), and weights (windows, heads, n, n) if the implementation computes them.
         """
-        qkv = self._split_heads(qkv, bias.shape[-1])
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (windows, heads, N, D)
-        output, weights = attend(self, query, key, value, bias, self._dropout())
+        qkv = qkv.view(-1, bias.shape[-1], 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (windows, heads, n, D)
+        output, weights = attend(self, query, key, value, bias.unsqueeze(0), self._dropout())
         return output.flatten(2).flatten(0, 1), weights
-
-    def _split_heads(self, qkv: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """(..., 3 C) -> (windows, N, 3, heads, D)."""
-        return qkv.view(-1, num_tokens, 3, self.num_heads, self.head_dim)
 
     def _dropout(self) -> float:
         return self.config.attention_probs_dropout_prob if self.training else 0.0

@@ -8,7 +8,7 @@ Shapes: B clips, T frames, C channels, H and W pixels, L tokens.
 """
 
 import collections.abc
-import contextlib
+import functools
 import math
 import os
 import queue
@@ -425,6 +425,34 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+_is_forked = False
+
+
+@functools.cache
+def prepare_for_forks() -> None:
+    """
+    Has processes that are forked from this one compute on one thread. They inherit the records of OpenMP's threads, but
+    not the threads, and would wait for them for ever.
+    """
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=_compute_on_one_thread)
+
+
+def _compute_on_one_thread() -> None:
+    global _is_forked
+    _is_forked = True
+    torch.set_num_threads(1)
+
+
+def check_threads(threads: int) -> None:
+    """Raises `ValueError` if this process cannot compute on so many threads."""
+    if _is_forked and threads > 1:
+        raise ValueError(
+            f"Expected one thread, got {threads}: this process was forked from one that had a captioner, and threads do"
+            ' not survive a fork. Start processes by "spawn" or "forkserver" to use more.'
+        )
+
+
 class ReadAhead(IterableDataset):
     """
     Reads clips in threads, several at once, and yields them in the order of `inputs`.
@@ -455,6 +483,7 @@ class _ReadAheadIterator:
 
     def __init__(self, inputs: Any, read: Callable[[Any], Any], batch_size: int, takes_turns: bool):
         num_threads = min(8, len(available_cores()))
+        self._process = os.getpid()
         # One clip more than the queue holds is on its way into it.
         self._results: queue.Queue = queue.Queue(max(batch_size, num_threads) - 1 or 1)
         # Set while files may be read.
@@ -472,6 +501,11 @@ class _ReadAheadIterator:
     def __next__(self) -> Any:
         if self._closed.is_set():
             raise StopIteration
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "The threads that read these clips are in the process that this one was forked from: begin to iterate"
+                " in one process only."
+            )
         try:
             result = self._results.get_nowait()
         except queue.Empty:
@@ -492,12 +526,12 @@ class _ReadAheadIterator:
         """Drops the clips that wait; a thread that is reading finishes its clip and discards it."""
         self._closed.set()
         self._may_read.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._results.get_nowait()
+        while not self._results.empty():  # nobody else takes from it
+            self._results.get_nowait()
 
     def __del__(self):
-        self.close()
+        if os.getpid() == self._process:  # in a forked one, locks may be held by threads that it lacks
+            self.close()
 
 
 def _read_all(

@@ -17,7 +17,15 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .clip_reading_swinbert import ReadAhead, as_clips, collate_clips, family_of, is_clip, read_clip
+from .clip_reading_swinbert import (
+    ReadAhead,
+    as_clips,
+    collate_clips,
+    family_of,
+    is_clip,
+    prepare_for_forks,
+    read_clip,
+)
 
 # The loader of remote code copies the files that this one imports, one level deep: their imports stand here too.
 from .video_backends_swinbert import BACKENDS  # noqa: F401
@@ -59,7 +67,7 @@ class VideoCaptioningPipeline(Pipeline):
     of *one* clip; to caption images, pass `[{"video": image}, ...]`.
 
     Threads read the next clips while the model works on the ones before or, if both share a CPU, in turns with it. One
-    of the threads runs a generator.
+    of the threads runs a generator. A process that is forked from this one can use the pipeline, on one thread.
 
     A clip that cannot be read raises `VideoDecodeError` if it is passed alone. Among many clips it is logged, and its
     result is `[{"generated_text": None, "score": None, "error": "..."}]`; the others are captioned. `on_error="raise"`
@@ -114,6 +122,7 @@ class VideoCaptioningPipeline(Pipeline):
         self.family = family_of(self.model.config, self.processor)
         self._generate_kwargs = {**self.family.generation, **self.family.generation_arguments(self._generate_kwargs)}
         self._check_sampling(self._preprocess_params)
+        prepare_for_forks()
 
     def _sanitize_parameters(
         self, start=None, end=None, num_frames=None, fps=None, prompt=None, on_error=None, **generate_kwargs

@@ -2,8 +2,8 @@
 The decoders: PyAV, decord and torchcodec.
 
 PyAV opens every file, within limits on what it may be, and reads its timeline, also where another decoder goes on: that
-one never gets a file on which it would hang or crash, and is asked for the moments that PyAV found. In docstrings P is
-the number of packets, T of wanted frames.
+one is asked for the moments that PyAV found, and does not get most of the files on which it would hang or crash. decord
+can still end the process on a damaged file. In docstrings P is the number of packets, T of wanted frames.
 """
 
 import bisect
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .video_containers_swinbert import open_limits, other_container
-from .video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
+from .video_pictures_swinbert import BlankFrames, PictureConverter, deinterlace_frames
 from .video_sources_swinbert import VideoDecodeError
 from .video_timeline_swinbert import VideoTimeline, demux, read_timeline
 
@@ -161,6 +161,10 @@ def _transparent_codec(stream: Any) -> Any:
     return codec
 
 
+class _DamagedInThreads(Exception):
+    """From here on, what FFmpeg's frame threads return differs from run to run."""
+
+
 class StreamDecoder:
     """
     Decodes frames of a video's best stream. The file stays open, and the decoder keeps its state from one call to the
@@ -252,7 +256,14 @@ class StreamDecoder:
                 self._restart(first)
             # The last span leaves its state to the next call; a call before may have gone as far as the next span.
             goes_on = to_be_continued and next_first < self._position
-            yield from self._decode_packets(last, skip, int(wanted_here[-1]) if goes_on else None)
+            until = int(wanted_here[-1]) if goes_on else None
+            try:
+                yield from self._decode_packets(last, skip, until)
+            except _DamagedInThreads:
+                returned = self._latest
+                self._open()
+                self._restart(first)
+                yield from (each for each in self._decode_packets(last, skip, until) if each[0] > returned)
 
     def replacements(self, lost: list[int], part: range) -> tuple[dict[int, np.ndarray], int]:
         """
@@ -351,6 +362,7 @@ class StreamDecoder:
         self._begin = self._position = first  # the packets that the decoder gets first and next
         self._latest = -1  # frame that was returned last
         self._num_output = 0
+        self._blank = BlankFrames(is_damaged=not self.timeline.packets["is_key"][first])
         self._is_continuous = True
 
     def _decode_packets(self, last: int, skip: np.ndarray, until: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -373,14 +385,18 @@ class StreamDecoder:
         yield from self._take_output()
 
     def _decode(self, packet: Any) -> None:
+        has_failed = False
         try:
             frames = self._codec.decode(packet)
         except av.error.FFmpegError:
             self._is_continuous = False
-            return
+            self._blank.is_damaged = has_failed = True
+            frames = []
+        if self._num_threads != 1 and (has_failed or any(frame.is_corrupt for frame in frames)):
+            raise _DamagedInThreads
         for frame in frames:
             number = self._number(frame)
-            if is_blank(frame):
+            if self._blank.is_blank(frame):
                 self._has_blank_frames = True
             elif number is not None:
                 self._output.append((number, frame))

@@ -34,7 +34,7 @@ _MAX_PIXEL_ASPECT = 4
 _SQUARE_TOLERANCE = 0.01
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _BACKGROUND = 255  # white
-_BLANK = 0.9  # share of grey pixels from which on nothing of a corrupt frame is to be seen
+_BLANK = 0.9  # share of grey pixels from which on nothing of a damaged frame is to be seen
 
 # --- Orientation ------------------------------------------------------------------------------------------------------
 
@@ -252,12 +252,29 @@ def _blend(rgba: np.ndarray) -> np.ndarray:
     return ((rgba[..., :3] * alpha + (255 - alpha) * _BACKGROUND + 127) // 255).astype(np.uint8)
 
 
-def is_blank(frame: Any) -> bool:
+class BlankFrames:
     """
-    Whether FFmpeg marks a frame as corrupt and hardly decoded any of it, so that it is of middle grey. It also marks
-    frames of which it repaired a few blocks.
+    Finds the frames of which FFmpeg hardly decoded anything, so that they are of middle grey. It marks some of them as
+    corrupt, and frames of which it repaired a few blocks too; it does not mark those that are predicted from them, or
+    from a key frame that is missing. So of what follows damage, up to the next good key frame, all grey frames count as
+    blank.
+
+    Args:
+        is_damaged (`bool`): whether decoding begins elsewhere than at a key frame. As an attribute, whether there was
+            damage since the last good key frame.
     """
-    if not frame.is_corrupt:
+
+    def __init__(self, is_damaged: bool):
+        self.is_damaged = is_damaged
+
+    def is_blank(self, frame: Any) -> bool:
+        """Of each decoded frame, in their order."""
+        self.is_damaged = bool(frame.is_corrupt or (self.is_damaged and not frame.key_frame))
+        return self.is_damaged and _is_grey(frame)
+
+
+def _is_grey(frame: Any) -> bool:
+    if frame.format.is_rgb or frame.format.has_palette:
         return False
     plane, bits = frame.planes[0], frame.format.components[0].bits
     if bits > 8:
@@ -309,4 +326,11 @@ def resize_picture(picture: np.ndarray, size: tuple[int, int], resample: int) ->
     return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), resample))
 
 
-__all__ = ["FrameResizer", "PictureConverter", "deinterlace_frames", "is_blank", "read_orientation", "resize_picture"]
+__all__ = [
+    "BlankFrames",
+    "FrameResizer",
+    "PictureConverter",
+    "deinterlace_frames",
+    "read_orientation",
+    "resize_picture",
+]

@@ -11,6 +11,11 @@ from hub_server import HubServer
 from huggingface_hub import constants
 
 
+def pytest_addoption(parser):
+    parser.addoption("--minutes", type=float, default=10, help="tests/endurance: how long mutants are tried")
+    parser.addoption("--seed", type=int, default=0, help="tests/endurance: of the mutants")
+
+
 def pytest_configure(config):
     if config.getoption("numprocesses", 0):  # threads of several processes would wait for each other
         os.environ["OMP_NUM_THREADS"] = "1"

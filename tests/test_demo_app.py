@@ -108,6 +108,7 @@ def test_a_browser_that_is_closed_in_the_middle_of_an_upload(demo, monkeypatch, 
         while not (unfinished := [file for file in demo.files.uploads.iterdir() if file.is_file()]):
             time.sleep(0.05)
     monkeypatch.setattr("swinbert.captioning.demo.service._STALLED", 0.3)
+    demo.files.sweep()
     time.sleep(0.5)
     demo.files.sweep()
     assert not any(file.exists() for file in unfinished)

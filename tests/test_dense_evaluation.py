@@ -108,14 +108,14 @@ def rows_of_references():
                 yield {**row, "annotator": name, "split": "validation"}
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
 def test_rows_score_as_the_json_does(files, suffix):
     rows = list(rows_of_predictions())
     if suffix == "csv":
         lines = [",".join(json.dumps(row[name]) for name in ("path", "start", "end", "caption")) for row in rows]
         write("rows.csv", "path,start,end,caption\r\n" + "".join(f"{line}\r\n" for line in lines))
     else:
-        write_rows("rows.jsonl", rows)
+        write_rows(f"rows.{suffix}", rows)
     write_rows("metadata.jsonl", rows_of_references())
     given = ["--predictions", f"rows.{suffix}", "--metrics", PLAIN_NAMES]
     for references in (["--references", "metadata.jsonl"], ["--dataset", "."]):

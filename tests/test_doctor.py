@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from swinbert import cli
+from swinbert.endurance.self_test import Counts, SelfTest
 from swinbert.training.data import doctor
 from swinbert.training.data.doctor import examine
 from swinbert.training.tokenization import build_tokenizer
@@ -217,3 +219,31 @@ def test_every_broken_file_is_reported_with_its_kind(tmp_path):
     assert found == {name: each["kind"] for name, each in expected.items() if each["expect"] == "error"}
     assert [each.clip for each in report.splits["train"].problems["damaged"]] == ["mdat_bitflips.mp4"]
     assert [each.clip for each in report.splits["train"].problems["cut off"]] == ["truncated_half_faststart.mp4"]
+
+
+# --- Of the installation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("findings", "complete", "code"), [({}, True, 0), ({"crash": 2}, True, 1), ({"crash": 2}, False, 130)]
+)
+def test_self_test(findings, complete, code, monkeypatch):
+    counts = Counts(cases=1200, outcomes=Counter(read=1198), findings=Counter(findings))
+    given = {}
+
+    def fake(minutes, seed, output, clips, announce):
+        given.update(minutes=minutes, seed=seed, output=output, clips=clips)
+        return SelfTest(seed, {"video": counts}, complete=complete)
+
+    monkeypatch.setattr("swinbert.endurance.self_test", fake)
+    result = CliRunner().invoke(cli.app, ["doctor", "--self-test", "--minutes", "0.5", "--seed", "3"])
+    assert result.exit_code == code
+    assert given == {"minutes": 0.5, "seed": 3, "output": None, "clips": None}
+    assert "1,200  1,198" in result.stdout and ("2 crash" in result.stdout) == bool(findings)
+    assert ("--output DIR" in result.stderr) == bool(findings)
+
+
+def test_doctor_tests_a_dataset_or_the_installation():
+    for arguments, complaint in (([], "Expected a DATASET"), (["clips", "--self-test"], "needs no dataset")):
+        result = CliRunner().invoke(cli.app, ["doctor", *arguments])
+        assert result.exit_code == 2 and complaint in result.stderr

@@ -15,6 +15,7 @@ FLOORS = {
     "swinbert.captioning": 2,
     "swinbert.conversion": 2,
     "swinbert.deployment": 2,
+    "swinbert.endurance": 3,
     "swinbert.training": 2,
     "swinbert.processing": 1,
     "swinbert.utils": 0,

@@ -218,6 +218,33 @@ def test_contributors_need_three_commands():
     assert all(part in ci for part in commands[2].split(" && "))
 
 
+def report_of_newest(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, ".ci/newest_report.py", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_report_of_newest_names_what_broke(tmp_path):
+    case = '<testcase file="tests/test_cli.py" name="test_a">{}</testcase>'
+    for name, release, result in (("oldest", "2.10.0", "<failure/>"), ("newest", "2.15.0", "")):
+        (tmp_path / f"{name}.txt").write_text(f"torch=={release}\nsix==1.17.0\n")
+        (tmp_path / f"{name}.xml").write_text(f"<testsuites><testsuite>{case.format(result)}</testsuite></testsuites>")
+    (tmp_path / "newest.audit").write_text("clean\n")
+    report = report_of_newest(tmp_path)
+    rows = [line.split() for line in report.stdout.splitlines()]
+    assert report.returncode == 1 and "six" not in report.stdout
+    assert ["torch", "2.10.0", "2.15.0"] in rows and ["tests/test_cli.py", "1", "FAILED", "-"] in rows
+    assert ["audit", "NOT", "AUDITED", "clean"] in rows
+    shutil.copy(tmp_path / "newest.xml", tmp_path / "oldest.xml")
+    assert report_of_newest(tmp_path).returncode == 0
+    (tmp_path / "newest.audit").write_text("VULNERABLE\n")
+    assert report_of_newest(tmp_path).returncode == 1
+    (tmp_path / "newest.audit").unlink()
+    (tmp_path / "oldest.xml").write_text("<testsuites/>")  # no test has run
+    assert report_of_newest(tmp_path).returncode == 1
+    (tmp_path / "oldest.txt").unlink()  # the releases could not be installed
+    assert "installation" in report_of_newest(tmp_path).stdout
+
+
 @pytest.mark.parametrize("document", ["README.md", "training/README.md", "CONTRIBUTING.md"])
 def test_remote_code_is_trusted_at_one_revision_only(document):
     text = (ROOT / document).read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -482,3 +483,20 @@ def test_no_foreign_error_comes_out_of_a_frame_that_cannot_be_converted():
     """FFmpeg 7 converts it; later ones refuse its colour space."""
     with contextlib.suppress(VideoDecodeError):
         assert len(decode_video(SHARED / "fuzz" / "oserror_95.ts")[0]) > 0
+
+
+def test_threads_decode_damaged_clips_as_one_thread_does(numbered_clip, monkeypatch):
+    content = numbered_clip.read_bytes()
+    for seed in range(12):
+        damaged = bytearray(content)
+        for place in np.random.default_rng(seed).integers(len(content) // 4, len(content), 3):
+            damaged[place] ^= 255
+        found = []
+        for pixels in (1 << 60, 0):
+            monkeypatch.setattr(backends, "_THREADED_PIXELS", pixels)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found.append(decode_video(bytes(damaged), num_frames=20))
+        (one, of_one), (several, of_several) = found
+        assert of_one.missing_frames == of_several.missing_frames
+        np.testing.assert_array_equal(one, several)

@@ -33,26 +33,69 @@ def clips(batch: int, *shape: int) -> torch.Tensor:
     return torch.randn(batch, frames, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("grid, window, shift", [((4, 6, 9), (2, 3, 3), (1, 1, 0)), ((3, 7, 5), (2, 3, 5), (1, 1, 0))])
-def test_a_plan_puts_every_token_into_its_window(batch, grid, window, shift):
-    plan = make_window_plan(batch, grid, window, shift, torch.device("cpu"))
+def test_a_plan_puts_every_token_into_its_window(batch, grid, window, shift, split):
+    plan = make_window_plan(batch, grid, window, shift, torch.device("cpu"), split)
     tokens = torch.arange(batch * grid[0] * grid[1] * grid[2])
     assert torch.equal(plan.order[plan.inverse], tokens) and torch.equal(plan.order.sort().values, tokens)
     assert torch.equal(plan.clip_of_row, plan.order // (grid[0] * grid[1] * grid[2]))
 
-    # The definition, window by window: pad, roll, cut.
+    # The definition, window by window: pad, roll, cut; ends of a clip that a shift joined do not see each other.
     number = tokens.view(batch, *grid)
     padding = [-size % side for size, side in zip(grid, window, strict=True)]
     number = torch.nn.functional.pad(number, (0, padding[2], 0, padding[1], 0, padding[0]), value=-1)
-    number = number.roll([-step for step in shift], dims=(1, 2, 3))
-    cut = number.unfold(1, window[0], window[0]).unfold(2, window[1], window[1]).unfold(3, window[2], window[2])
-    expected = cut.flatten(4).flatten(0, 3)  # (B * windows, N)
+    place = torch.stack(torch.meshgrid(*map(torch.arange, number.shape), indexing="ij")).flatten(0, 1)
+    number, place = (each.roll([-step for step in shift], dims=(-3, -2, -1)) for each in (number, place))
 
-    rows = torch.full((len(expected) * plan.num_tokens,), -1)
+    def cut(grids: torch.Tensor) -> torch.Tensor:
+        """(B, T, H, W) -> (B * windows, N)."""
+        for axis, side in enumerate(window, start=1):
+            grids = grids.unfold(axis, side, side)
+        return grids.flatten(4).flatten(0, 3)
+
+    expected = cut(number)
+    sees = torch.ones(*expected.shape, plan.num_tokens, dtype=torch.bool)
+    for positions, side in zip(place.view(4, *number.shape)[1:], window, strict=True):
+        positions = cut(positions)
+        sees &= (positions[:, :, None] - positions[:, None]).abs() < side
+
+    rows = torch.full((sum(group.num_rows for group in plan.groups),), -1)
     rows[slice(None) if plan.places is None else plan.places] = plan.order
-    assert torch.equal(rows.view(expected.shape)[plan.rank], expected)
-    assert sum(count for _, count in plan.groups) * batch == len(expected)
+    found, seen = torch.full_like(expected, -2), torch.zeros_like(sees)
+    inside = torch.arange(plan.num_tokens).view(window)
+    for group, tokens in zip(plan.groups, rows.split([group.num_rows for group in plan.groups]), strict=True):
+        part = inside[group.part].flatten()
+        found[group.windows[:, None], part] = tokens.view(-1, len(part))
+        visible = torch.ones(len(part), len(part)) if group.mask is None else group.mask == 0
+        seen[group.windows[:, None, None], part[:, None], part] = visible.bool()
+    assert torch.equal(found, expected) and torch.equal(seen, sees)
+    assert all(group.mask is None for group in plan.groups) == split
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("shape", [(8, 48, 72), (7, 47, 50), (6, 40, 36)])
+def test_parts_of_windows_equal_masked_windows(monkeypatch, attention, shape):
+    model, video = small_model(window_size=[2, 5, 7]), clips(2, *shape)
+    model.set_attn_implementation(attention)
+    found, calls = [], []
+    for least in (1, 1000):
+        monkeypatch.setattr(cpu_swinbert, "MIN_TOKENS_TO_SPLIT", least)
+        found.append(model(video, output_attentions=True))
+        handles = [
+            block.attn.register_forward_hook(lambda _, arguments, __: calls.append(len(arguments[1].groups)))
+            for block in model.layers[0].blocks
+        ]
+        torch.testing.assert_close(model(video).last_hidden_state, found[-1].last_hidden_state, atol=1e-5, rtol=1e-5)
+        for handle in handles:
+            handle.remove()
+    assert calls[0] == calls[2] == 1 and calls[1] > calls[3] > 1
+    torch.testing.assert_close(found[0].last_hidden_state, found[1].last_hidden_state, atol=1e-5, rtol=1e-5)
+    if attention == "eager":
+        for parts, masked in zip(found[0].attentions, found[1].attentions, strict=True):
+            torch.testing.assert_close(parts, masked, atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()

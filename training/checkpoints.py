@@ -54,17 +54,19 @@ def lock_output_folder(folder: str | Path) -> Iterator[None]:
     Keeps other runs out of an output folder, which is created if needed.
 
     Raises:
-        RunError: another run uses the folder.
+        RunError: another run uses the folder, or it cannot be written.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
             is_locked = stack.enter_context(file_lock(Path(folder, LOCK_NAME)))
         except BlockingIOError as error:
             raise RunError(
                 f"{folder} is in use by another run ({error.strerror}): wait for it, end it, or give another"
                 " --output_dir."
             ) from None
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written ({error}): give another --output_dir.") from error
         if not is_locked:
             print_message(f"{folder} cannot be locked on this file system: make sure that no other run uses it.")
         yield
@@ -222,16 +224,32 @@ class CheckpointingTrainer(Trainer):
         wrapped_class = type(self.model)
         self.model.__class__ = next(base for base in wrapped_class.__mro__ if not issubclass(base, FSDPModule))
         try:
-            super()._save(output_dir, state_dict)
+            if self._staging is not None:
+                super()._save(output_dir, state_dict)
+            else:
+                self._save_whole_files(Path(output_dir or str(self.args.output_dir)), state_dict)
         finally:
             self.model.__class__ = wrapped_class
 
+    def _save_whole_files(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        """Saves the model into a folder that may hold an older one; no file of it is ever cut off."""
+        staging = folder / STAGING_NAME
+        try:
+            super()._save(str(staging), state_dict)
+            _flush_to_disk(staging)
+            for file in filter(Path.is_file, list(staging.rglob("*"))):
+                target = folder / file.relative_to(staging)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with self._explain_write_errors("The model"):
+        with self.explaining_write_errors("The model"):
             super().save_model(output_dir, _internal_call)
 
     @contextlib.contextmanager
-    def _explain_write_errors(self, what: str) -> Iterator[None]:
+    def explaining_write_errors(self, what: str) -> Iterator[None]:
         """Turns errors of writing into a `RunError` that names the last complete checkpoint."""
         try:
             yield
@@ -252,9 +270,9 @@ class CheckpointingTrainer(Trainer):
         output = Path(super()._get_output_dir(trial))
         final = output / f"checkpoint-{self.state.global_step}"
         staged = output / STAGING_NAME / final.name
-        self._staging = str(staged.parent)
+        self._staging, what = str(staged.parent), f"The checkpoint of step {self.state.global_step}"
         try:
-            with self._explain_write_errors(f"The checkpoint of step {self.state.global_step}"):
+            with self.explaining_write_errors(what):
                 super()._save_checkpoint(model, trial)
                 if self.state.best_model_checkpoint == str(staged):
                     self.state.best_model_checkpoint = str(final)
@@ -269,10 +287,11 @@ class CheckpointingTrainer(Trainer):
             self._staging = None
         self.accelerator.wait_for_everyone()  # the other processes write parts of it too
         if self.args.should_save:
-            if final.exists():  # of a run that resumed from an earlier checkpoint
-                shutil.rmtree(final)
-            staged.rename(final)
-            staged.parent.rmdir()
+            with self.explaining_write_errors(what):
+                if final.exists():  # of a run that resumed from an earlier checkpoint
+                    shutil.rmtree(final)
+                staged.rename(final)
+                staged.parent.rmdir()
             rotate_checkpoints(
                 str(output), self.args.save_total_limit, best_model_checkpoint=self.state.best_model_checkpoint
             )

@@ -17,6 +17,7 @@ from swinbert.training.adapters import adapted_model
 from swinbert.training.arguments import DataArguments
 from swinbert.training.checkpoints import RUN_NAME, CheckpointingTrainer, RunError, print_message
 from swinbert.training.families import CardContents, SwinBertTraining, TrainingFamily
+from swinbert.utils.files import write_atomically
 
 # The files of a checkpoint that belong to the model; the others are for resuming.
 _MODEL_FILES = ("*.safetensors", "*.json", "*_swinbert.py")
@@ -131,7 +132,7 @@ class PublishingTrainer(CheckpointingTrainer):
             return
         output = Path(str(self.args.output_dir))
         name = (model_name or self.hub_model_id or output.resolve().name).split("/")[-1]
-        (output / "README.md").write_text(self._card(name), encoding="utf-8")
+        write_atomically(output / "README.md", self._card(name))
 
     def _card(self, name: str) -> str:
         results, base = self._results(), adapted_model(self.model)

@@ -257,7 +257,11 @@ def run(trainer: VideoCaptioningTrainer) -> dict[str, float]:
             with StopOnSignal(args) as stop:
                 trainer.add_callback(stop)
                 result = trainer.train(resume_from_checkpoint=checkpoint)
-            return _finish(trainer, result.metrics)
+            try:
+                return _finish(trainer, result.metrics)
+            except KeyboardInterrupt:
+                print_message("Stopped. Training is complete, and the same command writes the rest.")
+                raise
 
 
 @contextlib.contextmanager
@@ -284,14 +288,15 @@ def _finish(trainer: VideoCaptioningTrainer, metrics: dict[str, float]) -> dict[
     """Saves and publishes the trained model; returns its metrics."""
     trainer.save_model(_internal_call=True)  # without a push: `publish` pushes the model with its card
     metrics = {**metrics, **(trainer.evaluate() if trainer.eval_dataset is not None else {})}
-    trainer.save_metrics("all", metrics)
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        path = Path(str(trainer.args.output_dir)) / "training.png"
-        plot_history(trainer.state.log_history, path, extra_scores=trainer.extra_metrics)
-    trainer.publish()
-    if trainer.is_world_process_zero():
-        mark_finished(trainer.args, trainer.run, metrics)
+    with trainer.explaining_write_errors("The results"):
+        trainer.save_metrics("all", metrics)
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            path = Path(str(trainer.args.output_dir)) / "training.png"
+            plot_history(trainer.state.log_history, path, extra_scores=trainer.extra_metrics)
+        trainer.publish()
+        if trainer.is_world_process_zero():
+            mark_finished(trainer.args, trainer.run, metrics)
     return metrics
 
 

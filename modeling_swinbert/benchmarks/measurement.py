@@ -191,14 +191,21 @@ def _status(name: str) -> int | None:
     return None
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second of the machine in a square matrix product: the fastest of several runs and libraries."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+def fastest_product(device: torch.device, dtype: torch.dtype, side: int) -> tuple[Callable[[], object], float]:
+    """A product of square matrices by the fastest library, and the seconds of the fastest of several runs."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     products: list[Callable[[], object]] = [lambda: a @ b]
     if has_faster_onednn() and device.type == "cpu" and dtype == torch.float32:
         products.append(lambda: onednn_product(a, b))
-    return 2 * size**3 / min(seconds_of(product, device) for product in products for _ in range(6))
+    seconds = [min(seconds_of(product, device) for _ in range(6)) for product in products]
+    fastest = min(range(len(products)), key=seconds.__getitem__)
+    return products[fastest], seconds[fastest]
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP per second of the machine in a square matrix product."""
+    side = 8192 if device.type == "cuda" else 2048
+    return 2 * side**3 / fastest_product(device, dtype, side)[1]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

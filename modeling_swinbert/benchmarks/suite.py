@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,13 +25,15 @@ from swinbert.processing import (
 )
 from swinbert.processing.clip_reading_swinbert import ReadAhead
 
+from .encoding import encoder
 from .films import film
 from .folders import folder
 from .git import git
 from .isolation import isolation
 from .measurement import Row, Table, agreement, compare, machine, matrix_peak, take_turns, write_clip
-from .peers import TorchvisionSwin, git_model, original_caption, original_training_step
+from .peers import TorchvisionSwin, git_model, original_caption
 from .startup import startup
+from .training_step import training
 
 # Share of off-diagonal entries of the sparse mask that are alive, at random places. In the paper it is below 5 %.
 LIVE_SHARE = 0.05
@@ -297,24 +298,6 @@ def stages(bench: Bench) -> list[Table]:
     return [Table(f"Stages of one clip ({path.name if bench.clips else next(iter(bench.size.clips))})", rows)]
 
 
-def encoder(bench: Bench) -> list[Table]:
-    clips = 1 if bench.device.type == "cpu" else 16  # a single clip does not fill a GPU
-    pixels = bench.pixels(clips)
-    calls = {"torchvision": lambda: bench.backbone(pixels), "swinbert": lambda: bench.features(pixels)}
-    if (in_bfloat16 := bench.model_in_bfloat16) is not None:
-        calls["swinbert, bfloat16"] = lambda: in_bfloat16.model.video_encoder(pixels)
-    if (in_int8 := bench.model_in_int8) is not None:
-        calls["swinbert, int8"] = lambda: in_int8.model.video_encoder(pixels)
-    if (compiled := bench.compiled_encoder) is not None:
-        compiled(pixels)
-        calls["swinbert, compiled"] = lambda: compiled(pixels)
-    rows, _ = bench.compare(calls, items=clips)
-    for row in rows:
-        row.flop = rows[0].flop  # the same arithmetic; the counter does not know all fused kernels
-    title = "Video encoder, the same weights" + (f", {clips} clips at once" if clips > 1 else "")
-    return [Table(title, rows, "torchvision")]
-
-
 def words(bench: Bench) -> list[Table]:
     features = bench.features(bench.pixels())
     calls = {
@@ -435,42 +418,6 @@ def _caption_compiled(bench: Bench, pixels: torch.Tensor) -> torch.Tensor:
     """Captions by a compiled encoder and a compiled decoding step."""
     key_values = bench.prefill(bench.compiled_encoder(pixels).last_hidden_state)
     return bench.model.generate(video_key_values=key_values, cache_implementation="static", **bench.generation())
-
-
-def training(bench: Bench) -> list[Table]:
-    model, pixels = bench.model.train(), bench.pixels()
-    backbone = bench.backbone.train()
-    length = min(20, model.config.max_caption_length)
-    ids = torch.full((1, length), model.config.mask_token_id, device=bench.device)
-    labels = torch.randint(104, model.config.vocab_size, (1, length), device=bench.device)
-
-    def forget() -> None:
-        for parameter in itertools.chain(model.parameters(), backbone.parameters()):
-            parameter.grad = None
-
-    def ours() -> None:
-        model(pixel_values_videos=pixels, input_ids=ids, labels=labels).loss.backward()
-        forget()
-
-    def checkpointed() -> None:
-        model.gradient_checkpointing_enable()
-        ours()
-        model.gradient_checkpointing_disable()
-
-    def original() -> None:
-        original_training_step(model, backbone, pixels, ids, labels)
-        forget()
-
-    with torch.enable_grad():
-        rows, _ = bench.compare(
-            {"original's algorithm": original, "swinbert": ours, "swinbert, checkpointing": checkpointed}
-        )
-    model.eval()
-    backbone.eval()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    for row in rows:
-        row.note = f"memory beyond {weights / 2**30:.2f} GiB of weights, with all gradients"
-    return [Table("Forward and backward of one clip", rows, "original's algorithm")]
 
 
 def overlap(bench: Bench) -> list[Table]:

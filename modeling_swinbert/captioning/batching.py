@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from swinbert.processing.clip_reading_swinbert import check_threads
+
 # Values of a batch of clips, of all pixels and channels: 17 clips of GIT, 3 of SwinBERT with 32 frames.
 _VALUES_OF_A_BATCH_ON_CPU = 1 << 24
 _VALUES_OF_A_BATCH_ON_GPU = 1 << 26
@@ -42,13 +44,15 @@ class Batching:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Sets the threads, and restores them."""
-        before = torch.get_num_threads()
+        before, process = torch.get_num_threads(), os.getpid()
         try:
             if self.threads is not None:
+                check_threads(self.threads)
                 torch.set_num_threads(self.threads)
             yield
         finally:
-            torch.set_num_threads(before)
+            if os.getpid() == process:  # a forked one has one thread
+                torch.set_num_threads(before)
 
     @contextlib.contextmanager
     def measured(self, num_values: Sequence[int]) -> Iterator[None]:

@@ -296,18 +296,16 @@ class _Process:
             with self._watched(name):
                 send(self._requests, message)
                 answer, num_bytes = receive(self._answers)
-                if answer.get("shape") is None:
-                    return answer, None
-                return answer, self._array(num_bytes, _picture_shape(answer["shape"]), np.uint8)
+                picture = None
+                if answer.get("shape") is not None:
+                    picture = self._array(num_bytes, _picture_shape(answer["shape"]), np.uint8)
+            self.is_sound = "done" in answer or "error" in answer  # or else it waits in the middle of its answer
+            return answer, picture
 
         answer, preview = ask(request)
-        try:
-            while preview is not None:
-                yield int(answer["number"]), preview, lambda: ask({"then": "picture"})[1]
-                answer, preview = ask({"then": "next"})
-        except GeneratorExit:
-            self.is_sound = False  # it waits in the middle of an answer
-            raise
+        while preview is not None:
+            yield int(answer["number"]), preview, lambda: ask({"then": "picture"})[1]
+            answer, preview = ask({"then": "next"})
         if "error" in answer:
             raise _problem(name, answer["error"])
 

@@ -250,7 +250,8 @@ class Labelling:
                 header = "" if lines else header
             summary.seconds = time.perf_counter() - start
             if output is not None and captioner is not None:
-                write_text(output, writer.document(rows))
+                with self._continuing():
+                    write_text(output, writer.document(rows))
             elif output is None and writer.is_one_document:
                 show(writer.document(rows).removesuffix("\n"))
             self._burn(rows)
@@ -290,7 +291,20 @@ class Labelling:
         except KeyboardInterrupt:
             if (output := self.destination.output) is not None:
                 self.report(f"Stopped. The captions so far are kept, and the same command continues with {output}.")
+            elif self.destination.write_beside:
+                self.report("Stopped. The files so far are complete, and the same command continues with other clips.")
             raise
+
+    @contextlib.contextmanager
+    def _continuing(self) -> Iterator[None]:
+        """Adds to an error of writing that nothing is lost."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{one_line(error)}. The captions so far are kept: mend this, and the same command continues with"
+                f" {self.destination.output}."
+            ) from error
 
     # --- Captions, made now or before ---------------------------------------------------------------------------------
 
@@ -344,7 +358,9 @@ class Labelling:
         for number, clip in enumerate(self.clips):
             name = self._id(clip)
             if number in remaining:
-                journal.append([_line(name, self._relative(clip.name), next(stream))])
+                caption = next(stream)
+                with self._continuing():
+                    journal.append([_line(name, self._relative(clip.name), caption)])
             yield _caption({**journal.lines[name], "path": clip.name})
 
     def _of_films(
@@ -380,12 +396,14 @@ class Labelling:
                     continue
                 assert caption is not None
                 name = self._id(Clip(None, caption.start, caption.end, film.name))
-                journal.append([_line(name, file, caption)])
+                with self._continuing():
+                    journal.append([_line(name, file, caption)])
                 yield _caption(journal.lines[name])
                 caption = next(stream, None)
             if number in remaining and film.error is None and self._id(film) not in journal.lines:
                 end = _line(self._id(film), file, Caption(film.name, film.start, film.end))
-                journal.append([{**end, "segments": num_segments}])
+                with self._continuing():
+                    journal.append([{**end, "segments": num_segments}])
 
     def _pending(self, journal: CaptionJournal) -> list[int]:
         """

@@ -18,7 +18,7 @@ from swinbert.captioning.kept_frames import KeptFrames, frame_reducer, frame_ste
 from swinbert.processing.clip_reading_swinbert import CaptionerFamily
 from swinbert.processing.video_backends_swinbert import MAX_FRAME_PIXELS, choose_stream
 from swinbert.processing.video_containers_swinbert import CONTAINERS, open_limits
-from swinbert.processing.video_pictures_swinbert import PictureConverter, deinterlace_frames, is_blank
+from swinbert.processing.video_pictures_swinbert import BlankFrames, PictureConverter, deinterlace_frames
 from swinbert.processing.video_sources_swinbert import VideoDecodeError, is_url
 from swinbert.utils.text import one_line
 
@@ -277,10 +277,16 @@ class _GrowingFile:
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Frames, deinterlaced if they are marked as interlaced; damaged ones are left out."""
 
+    blank = BlankFrames(is_damaged=True)
+
     def frames() -> Iterator[Any]:
         for packet in container.demux(stream):
-            with contextlib.suppress(av.error.InvalidDataError):
-                yield from (frame for frame in packet.decode() if not is_blank(frame))
+            try:
+                decoded = packet.decode()
+            except av.error.InvalidDataError:
+                blank.is_damaged = True
+                continue
+            yield from (frame for frame in decoded if not blank.is_blank(frame))
 
     remaining = frames()
     for frame in remaining:

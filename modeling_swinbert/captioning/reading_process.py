@@ -142,20 +142,22 @@ class _Reading:
 
     def serve(self) -> None:
         while True:
-            request, content = self._channel.hear()
-            self._said.clear()
-            try:
-                done, frames = getattr(self, f"_{request['do']}")(request, content)
-                self._channel.say({"done": done, "said": self._said}, *frames)
-            except self._decoding.VideoDecodeError as error:
-                self._channel.say({"error": {"kind": error.kind, "message": error.message}, "said": self._said})
-            except MemoryError:
-                message = f"reading it takes more than {MEMORY_BYTES / 2**30:.3g} GiB, or half, of the memory."
-                self._channel.say({"error": {"kind": "too_large", "message": message}, "said": self._said})
-            except Exception as error:
-                what = {"kind": type(error).__name__, "message": str(error)}
-                self._channel.say({"error": what, "said": self._said})
-            del request, content
+            self._answer(*self._channel.hear())
+
+    def _answer(self, request: dict[str, Any], content: bytearray) -> None:
+        self._said.clear()
+        try:
+            done, frames = getattr(self, f"_{request['do']}")(request, content)
+            self._channel.say({"done": done, "said": self._said}, *frames)
+            return
+        except self._decoding.VideoDecodeError as error:
+            problem = {"kind": error.kind, "message": error.message}
+        except MemoryError:
+            message = f"reading it takes more than {MEMORY_BYTES / 2**30:.3g} GiB, or half, of the memory."
+            problem = {"kind": "too_large", "message": message}
+        except Exception as error:
+            problem = {"kind": type(error).__name__, "message": str(error)}
+        self._channel.say({"error": problem, "said": self._said})
 
     def _source(self, request: dict[str, Any], content: bytearray) -> Any:
         if request["path"] is not None:
@@ -201,10 +203,10 @@ class _Reading:
         for number, preview, picture in self._reader.preview_frames(*arguments):
             self._channel.say({"number": number, "shape": preview.shape}, preview.tobytes())
             while self._channel.hear()[0]["then"] == "picture":
-                found = picture()
-                self._channel.say(
-                    {"shape": None if found is None else found.shape}, *(() if found is None else (found.tobytes(),))
-                )
+                if (found := picture()) is None:
+                    self._channel.say({"shape": None})
+                else:
+                    self._channel.say({"shape": found.shape}, found.tobytes())
         return None, ()
 
     def _close(self, request: dict[str, Any], content: bytearray) -> tuple[Any, tuple[Any, ...]]:

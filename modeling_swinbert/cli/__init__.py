@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from swinbert.cli import bench, bulk, caption, datasets, demo, evaluate, explain, models, train
-from swinbert.cli.messages import quiet_imports
+from swinbert.cli.messages import quiet_imports, stopped_by_signals
 from swinbert.version import __version__
 
 app = typer.Typer(
@@ -59,4 +59,5 @@ app.command()(models.push)
 
 def main() -> None:
     """Entry point of the `swinbert` command."""
-    app(prog_name="swinbert")
+    with stopped_by_signals():
+        app(prog_name="swinbert")

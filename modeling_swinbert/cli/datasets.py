@@ -1,12 +1,12 @@
 """Commands on datasets: `swinbert make-shapes`, `swinbert prepare`, `swinbert doctor`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from swinbert.cli.loading import find_model_or_exit, loading_or_exit
-from swinbert.cli.messages import fail, needs_extra, quiet_libraries
+from swinbert.cli.messages import fail, going_on, needs_extra, quiet_libraries, say
 
 
 def make_shapes(
@@ -29,9 +29,10 @@ def make_shapes(
     with needs_extra("train"):
         from swinbert.training import moving_shapes
     try:
-        folder = moving_shapes.make_shapes(
-            output, train=train, validation=validation, test=test, seed=seed, world=world, kinds=kinds.split(",")
-        )
+        with going_on(f"{output} is not written: run the same command again."):
+            folder = moving_shapes.make_shapes(
+                output, train=train, validation=validation, test=test, seed=seed, world=world, kinds=kinds.split(",")
+            )
     except (OSError, ValueError) as error:
         fail(str(error))
     typer.echo(folder)
@@ -85,8 +86,8 @@ def prepare(
 
 def doctor(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Folder, parquet, tar shards or a name on the Hub.")
-    ],
+        str | None, typer.Argument(metavar="DATASET", help="Folder, parquet, tar shards or a name on the Hub.")
+    ] = None,
     splits: Annotated[
         list[str] | None, typer.Option(metavar="SPLIT", help="Only these splits; repeatable, or separated by commas.")
     ] = None,
@@ -94,7 +95,10 @@ def doctor(
         int | None, typer.Option(min=1, metavar="N", help="Clips to decode of each split; default: all.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for doctor.json and doctor.png (frames with captions).")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for doctor.json and doctor.png (frames with captions), or for findings."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="ID|DIR", help="Count tokens with the tokenizer of this model.")
@@ -107,13 +111,33 @@ def doctor(
     workers: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Processes that decode; default: one for each CPU core.")
     ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Test this installation with damaged files instead of a dataset.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(min=0, metavar="M", help="With --self-test: how long.")] = 1.0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="With --self-test: the same seed damages the same files in the same way.")
+    ] = 0,
+    clips: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --self-test: damage copies of the videos in this folder too."),
+    ] = None,
 ):
     """
     Find the problems of a dataset before you train on it.
 
     Finds broken videos, clips outside of their video, empty, long and repeated captions, and clips in two splits. The
     exit code is 1 if a problem would break training.
+
+    With --self-test, damaged videos, models, annotations and command lines, and the answers of a hostile server on this
+    machine, must give right results or documented errors. The exit code is 1 if one does not.
     """
+    if self_test:
+        if dataset is not None:
+            raise typer.BadParameter(f"--self-test needs no dataset: leave out {dataset}.")
+        _test_installation(minutes, seed, output, clips)
+    if dataset is None:
+        raise typer.BadParameter("Expected a DATASET, or --self-test.")
     tokenizer, longest = None, 50
     with needs_extra("train"):
         from swinbert.training.data.doctor import examine
@@ -143,3 +167,18 @@ def doctor(
         raise typer.Exit(130)
     if report.breaks_training:
         raise typer.Exit(1)
+
+
+def _test_installation(minutes: float, seed: int, output: Path | None, clips: Path | None) -> NoReturn:
+    with needs_extra("train"):
+        from swinbert.endurance import self_test, shown
+
+        try:
+            with shown(minutes) as announce:
+                result = self_test(minutes, seed, output, clips, announce=announce)
+        except (ValueError, OSError) as error:
+            fail(str(error))
+    typer.echo(result)
+    if result.num_findings and output is None:
+        say(f"With --output DIR, the same command (--seed {seed}) keeps the files that show the findings.")
+    raise typer.Exit(130 if not result.complete else 1 if result.num_findings else 0)

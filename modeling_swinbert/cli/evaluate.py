@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swinbert.cli.loading import load_captioner_or_exit
-from swinbert.cli.messages import fail, needs_extra, quiet_libraries, say
+from swinbert.cli.messages import fail, going_on, needs_extra, quiet_libraries, say
 from swinbert.cli.options import (
     Beams,
     ComputeDType,
@@ -32,6 +32,9 @@ from swinbert.cli.options import (
 if TYPE_CHECKING:
     from swinbert.training.evaluation.dense import DenseEvaluation
     from swinbert.training.evaluation.scores import Evaluation
+
+
+_KEPT = "The captions so far are kept, and the same command continues from there."
 
 
 class Missing(StrEnum):
@@ -169,7 +172,8 @@ def _evaluate_clips(
         if predictions is not None:
             result = evaluation.evaluate_file(predictions, dataset, **scoring)
         else:
-            result = evaluation.evaluate_split(load, str(dataset), **scoring, **reading)
+            with going_on(_KEPT):
+                result = evaluation.evaluate_split(load, str(dataset), **scoring, **reading)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         fail(str(error))
     _report_evaluation(result)
@@ -196,7 +200,8 @@ def _evaluate_dense(
             result = evaluate_dense(predictions, **scoring)
         else:
             segments = Segmentation.of(**{name: value for name, value in cutting.items() if value is not None})
-            result = evaluate_films(**films, **scoring, segments=segments)
+            with going_on(_KEPT):
+                result = evaluate_films(**films, **scoring, segments=segments)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         fail(str(error))
     _say_left_out(result)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swinbert.cli.loading import isolation_if, load_captioner_or_exit
-from swinbert.cli.messages import fail, lines_and_progress, needs_extra, say
+from swinbert.cli.messages import fail, going_on, lines_and_progress, needs_extra, say
 from swinbert.cli.options import (
     Beams,
     ComputeDType,
@@ -102,7 +102,8 @@ def _run(
     failed = False
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with lines_and_progress(len(found)) as write, isolation_if(isolate) as isolation:
+        kept = f"Explanations so far are in {output}, and the same command goes on from there."
+        with going_on(kept), lines_and_progress(len(found)) as write, isolation_if(isolate) as isolation:
             for result in explain_clips(found, captioner, output, isolation=isolation, **options):
                 write(None if result.folder is None else str(result.folder))
                 if result.error is not None:

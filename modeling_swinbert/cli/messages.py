@@ -1,11 +1,13 @@
 """Messages, failures and progress of the commands, and silence of the libraries that they use."""
 
 import logging
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def say(message: str) -> None:
@@ -28,6 +30,45 @@ def needs_extra(extra: str) -> Iterator[None]:
         if error.name is None or error.name.startswith("swinbert"):
             raise
         fail(f"This needs {error.name}, which is not installed: pip install 'swinbert[{extra}]'.")
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """
+    Lets SIGTERM and SIGHUP stop a command as Ctrl-C does, so that it removes temporary files and says how to go on. The
+    exit code is 128 + the signal's number, that of Ctrl-C 130.
+    """
+    process, received = os.getpid(), 0
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal received
+        if os.getpid() != process:  # a forked worker, which has nothing to say
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        received = number
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP, and `nohup` ignores it
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, stop)
+    try:
+        yield
+    except SystemExit as ended:
+        if received and ended.code == 130:
+            sys.exit(128 + received)
+        raise
+
+
+@contextmanager
+def going_on(message: str) -> Iterator[None]:
+    """Says how to go on after Ctrl-C, SIGTERM or SIGHUP."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"Stopped. {message}")
+        raise
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import typer
 
 from swinbert import bundled_model
 from swinbert.cli.loading import find_model_or_exit, loading_or_exit
-from swinbert.cli.messages import fail, needs_extra, quiet_libraries, say
+from swinbert.cli.messages import fail, going_on, needs_extra, quiet_libraries, say
 from swinbert.cli.options import NewFolder, Revision, TrustRemoteCode
 
 
@@ -73,9 +73,10 @@ def convert(
     from swinbert.conversion import convert as convert_checkpoint
 
     try:
-        report = convert_checkpoint(
-            checkpoint, output, args=args, tokenizer=tokenizer, overrides=parse_overrides(overrides or [])
-        )
+        with going_on(f"{output} is not written: run the same command again."):
+            report = convert_checkpoint(
+                checkpoint, output, args=args, tokenizer=tokenizer, overrides=parse_overrides(overrides or [])
+            )
     except (ConversionError, OSError) as error:
         fail(str(error))
     typer.echo(report)
@@ -106,11 +107,13 @@ def push(
     from swinbert.deployment.spaces import push_space
 
     wrote_card = False
+    rest = f"{folder} was not, or only partly, pushed to {repository}: the same command uploads the rest."
     try:
-        if space:
-            commit = push_space(folder, repository, private=private, revision=revision)
-        else:
-            commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)
+        with going_on(rest):
+            if space:
+                commit = push_space(folder, repository, private=private, revision=revision)
+            else:
+                commit, wrote_card = push_folder(folder, repository, private=private, revision=revision)
     except (PushError, OSError) as error:
         fail(str(error))
     if wrote_card:

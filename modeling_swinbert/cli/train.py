@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from swinbert.cli.loading import find_model_or_exit
-from swinbert.cli.messages import fail, needs_extra, quiet_libraries
+from swinbert.cli.messages import fail, going_on, needs_extra, quiet_libraries
 from swinbert.cli.options import NewFolder
 
 
@@ -28,7 +28,8 @@ def harden(
     with needs_extra("train"):
         from swinbert.training.hardening import harden as harden_model
     try:
-        report = harden_model(find_model_or_exit(model), output, threshold)
+        with going_on(f"{output} is not written: run the same command again."):
+            report = harden_model(find_model_or_exit(model), output, threshold)
     except (ValueError, OSError) as error:
         fail(str(error))
     typer.echo(report)

@@ -19,6 +19,7 @@ from transformers import pipeline
 import swinbert.processing
 from swinbert.configuration_swinbert import SwinBertConfig
 from swinbert.model_cards import captioner_card
+from swinbert.utils.files import write_atomically
 
 # Not uploaded, as in `Trainer`: hidden files, temporary folders of a run, and checkpoints for resuming.
 NOT_PUSHED = [".*", "_*", "checkpoint-*"]
@@ -56,7 +57,7 @@ def push(
     check_folder(folder)
     card = folder / "README.md"
     if wrote_card := not card.exists():
-        card.write_text(_card(folder, repo_id.split("/")[-1]), encoding="utf-8")
+        write_atomically(card, _card(folder, repo_id.split("/")[-1]))
     with _folder_with_code(folder) as complete:
         commit = upload(complete, repo_id, named=folder, private=private, revision=revision, replaced=_REPLACED)
     return commit, wrote_card

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -27,15 +28,20 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         content: bytes, or text that is written as UTF-8.
 
     Raises:
-        OSError: the file cannot be written; what was at `file` before is still there.
+        OSError: the file cannot be written; what was at `file` before is still there. So is a device, such as
+            `/dev/null`, which the administrator could rename a file to.
     """
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise OSError(f"Expected a place for a file, found a device or pipe: {file}.")
     unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}.unfinished")
     try:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         unfinished.replace(file)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(file), None  # rather than the temporary one, or none
         raise
 
 
@@ -79,12 +85,10 @@ def _lock(opened: Any) -> bool:
     try:
         # Not `flock`: forked workers would inherit that lock and hold it for seconds after their parent was killed.
         fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except PermissionError as error:  # what some systems raise for a file that is locked
-        raise BlockingIOError(error.errno, error.strerror) from error
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # systems differ
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return False  # a file system without locks
     return True
 
 
@@ -95,9 +99,12 @@ def check_new_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     Creates a folder with its content in one step: `folder` is written completely or not at all.
+
+    Args:
+        overwrite: replace `folder` at the end of the block, if it exists.
 
     Yields:
         A temporary folder beside `folder`. It is renamed to `folder` at the end of the block, or deleted, with any
@@ -106,16 +113,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: `folder` exists and is not empty.
     """
-    check_new_folder(folder)
+    if not (overwrite and folder.is_dir()):
+        check_new_folder(folder)
     new_parents = [parent for parent in folder.absolute().parents if not parent.exists()]
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    replaced = folder.with_name(f"{temporary.name}.replaced")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         if folder.exists():
-            folder.rmdir()
+            folder.rename(replaced) if overwrite else folder.rmdir()
         temporary.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in new_parents:
             with contextlib.suppress(OSError):

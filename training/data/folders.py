@@ -100,8 +100,11 @@ def name_of_file(row: Mapping[str, Any]) -> str:
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
-    """The rows of a `.jsonl`, `.csv` or `.parquet` file as they stand there, each with its place, or what is wrong."""
-    return _READERS[file.suffix](file)
+    """
+    The rows of a `.csv` or `.parquet` file, or of the JSON lines of any other, as they stand there: each with its
+    place, or what is wrong.
+    """
+    return _READERS.get(file.suffix, _read_json_lines)(file)
 
 
 def _read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
@@ -161,7 +164,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"row {number}", {name: value for name, value in row.items() if name not in is_nan}
 
 
-_READERS: dict[str, Any] = {".jsonl": _read_json_lines, ".csv": _read_csv, ".parquet": _read_parquet}
+_READERS: dict[str, Any] = {".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def _read_text(file: Path) -> str:

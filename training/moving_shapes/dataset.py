@@ -12,7 +12,7 @@ from rich.progress import track
 
 from swinbert.training.moving_shapes.contents import KINDS, WORLDS, Content, all_contents, held_out, wordings
 from swinbert.training.moving_shapes.rendering import render, write_clip
-from swinbert.utils.files import check_new_folder, write_atomically
+from swinbert.utils.files import check_new_folder, new_folder, write_atomically
 
 
 def _write_example(
@@ -49,7 +49,7 @@ def make_shapes(
     kinds: Sequence[str] = tuple(KINDS),
 ) -> Path:
     """
-    Writes a dataset of moving shapes: `<split>/<number>.mp4` and `metadata.jsonl`.
+    Writes a dataset of moving shapes: `<split>/<number>.mp4` and `metadata.jsonl`. It appears whole or not at all.
 
     Each line of `metadata.jsonl` has `file_name`, `split`, `captions` (all wordings of a content) and `content` (its
     fields). The same arguments give the same bytes; a larger split begins with the clips of a smaller one.
@@ -86,10 +86,10 @@ def make_shapes(
     clips = [(split, number) for split, size in sizes.items() for number in range(size)]
     console = Console(stderr=True)
     lines = []
-    for split, number in track(clips, "Moving shapes", console=console, disable=not console.is_terminal):
-        rng = np.random.default_rng([seed, list(sizes).index(split), number])
-        line = _write_example(output_dir, split, number, unseen if split == "test" else seen, weights, rng)
-        lines.append(json.dumps(line) + "\n")
-    # Written last: a folder with this file is complete.
-    write_atomically(output_dir / "metadata.jsonl", "".join(lines))
+    with new_folder(output_dir) as unfinished:
+        for split, number in track(clips, "Moving shapes", console=console, disable=not console.is_terminal):
+            rng = np.random.default_rng([seed, list(sizes).index(split), number])
+            line = _write_example(unfinished, split, number, unseen if split == "test" else seen, weights, rng)
+            lines.append(json.dumps(line) + "\n")
+        write_atomically(unfinished / "metadata.jsonl", "".join(lines))
     return output_dir

@@ -265,6 +265,7 @@ class TemporaryFiles:
         self.uploads = self.root / "uploads"
         self._lock = threading.Lock()
         self._held: dict[str, set[Path]] = defaultdict(set)
+        self._seen: dict[Path, tuple[int, float]] = {}
         self._closed = threading.Event()
         threading.Thread(target=self._sweep_regularly, daemon=True, name="sweep-demo-files").start()
 
@@ -295,12 +296,20 @@ class TemporaryFiles:
 
     def sweep(self) -> None:
         """Removes uploads that have stopped in the middle, and files that are old."""
+        # By a clock that nobody sets: for each file its last change, and when that was first seen.
+        seen, now = {}, time.monotonic()
         for path in list(self.root.rglob("*")):
             with contextlib.suppress(OSError):  # somebody else removes it
+                if not path.is_file():
+                    continue
+                changed = path.stat().st_ctime_ns
+                before = self._seen.get(path)
+                seen[path] = before if before is not None and before[0] == changed else (changed, now)
                 # Gradio writes to a file directly in the folder, and moves what is complete into another one.
                 limit = _STALLED if path.parent == self.uploads else _OLD
-                if path.is_file() and time.time() - path.stat().st_ctime > limit:
+                if now - seen[path][1] > limit:
                     self._remove(path)
+        self._seen = seen
 
     def _remove(self, path: Path) -> None:
         if path.is_dir():

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -68,11 +67,9 @@ def explain_clips(
         about = {"clip": clip.name, "start": clip.start, "end": clip.end, "settings": settings}
         try:
             if overwrite or not _is_explained(folder, about):
-                if overwrite:
-                    shutil.rmtree(folder, ignore_errors=True)
                 arguments = {**_parameters(captioner), **options, "isolation": isolation}
                 explanation = explain(captioner.model, captioner.processor, clip, **arguments)
-                with new_folder(folder) as unfinished:
+                with new_folder(folder, overwrite) as unfinished:
                     write_explanation(explanation, unfinished, clip.video, captioner.model, about)
             yield Explained(clip.name, folder)
         except Exception as error:  # of any kind: it concerns this clip alone

@@ -1,0 +1,76 @@
+"""
+What the endurance suite has found: reproducers, small enough to be made anew.
+
+Where another release of FFmpeg encodes the clips in other bytes, these are other mutants, for which the rule holds too.
+"""
+
+import sys
+
+import pytest
+
+if sys.platform == "win32":
+    pytest.skip("the suite needs processes that can be limited", allow_module_level=True)
+from swinbert.endurance.cases import IN_PART, READ, REFUSED, Case
+from swinbert.endurance.targets import all_targets, write_samples
+
+VIDEO = {"num_frames": 8, "source": "path"}
+MODEL = {"pickle": False, "deleted": False}
+FOUND = {
+    "dummy frame after a key frame that cannot be decoded": Case("video", "mpeg4.avi", [["put", 5742, "e5"]], VIDEO),
+    "frames before the first key frame, in avi": Case(
+        "video", "mpeg4.avi", [["remove", 2705, 2048]], {"num_frames": None, "source": "path object"}
+    ),
+    "frames before the first key frame, in mpg": Case(
+        "video", "mpeg2.mpg", [["put", 75, "08"]], {"num_frames": 8, "source": "file object"}
+    ),
+    "frames predicted from a grey one, in flv": Case(
+        "video", "h264.flv", [["remove", 1100, 1024]], {"num_frames": None, "source": "record"}
+    ),
+    "frames predicted from a grey one, in ts": Case("video", "h264.ts", [["remove", 1508, 8]], VIDEO),
+    "frames predicted from a grey one, in mp4": Case(
+        "video", "sample.mp4", [["flip", 6908]], {"num_frames": 1, "source": "path object"}
+    ),
+    "rows of JSON in a file without a suffix": Case("captions", "dense rows/predictions", [], {"seed": 156614956}),
+    "tokenizer that its library refuses": Case(
+        "model",
+        "tokenizer.json",
+        [["json", ["post_processor", "pair", 3, "Sequence", "type_id"], "rename", "{'': 0}"]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "header of weights without an offset": Case(
+        "model",
+        "model.safetensors",
+        [["header", ["model.video_encoder.layers.1.blocks.0.norm2.bias", "data_offsets", 0], "delete", None]],
+        {"through": "from_pretrained", **MODEL},
+    ),
+    "length of the header that lies": Case(
+        "model", "model.safetensors", [["put", 0, "ffffff0000000000"]], {"through": "load_captioner", **MODEL}
+    ),
+    "number for a name": Case(
+        "model", "config.json", [["json", ["hidden_act"], "set", 1e308]], {"through": "info", **MODEL}
+    ),
+    "list for a data type": Case(
+        "model", "config.json", [["json", ["dtype"], "set", [-1, -1]]], {"through": "from_pretrained", **MODEL}
+    ),
+    "list for the settings of captions": Case(
+        "model", "generation_config.json", [["json", [], "set", [None]]], {"through": "from_pretrained", **MODEL}
+    ),
+    "pickle beside damaged weights": Case(
+        "model",
+        "model.safetensors",
+        [["cut", 4]],
+        {"through": "load_captioner", "pickle": True, "deleted": True},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("endurance")
+    write_samples(folder, None)
+    return {target.name: target for target in all_targets(folder)}
+
+
+@pytest.mark.parametrize("case", FOUND.values(), ids=FOUND)
+def test_found_mutants_keep_to_the_rule(targets, case):
+    assert targets[case.target].run(case) in (READ, IN_PART, REFUSED)
