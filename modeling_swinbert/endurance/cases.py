@@ -78,6 +78,7 @@ class Target(Protocol):
 
     name: str
     known: frozenset[str]  # kinds of findings that are documented limits of a library: counted, and no findings
+    is_of_videos: bool  # needs no torch
 
     def draw(self, random: Random) -> Case: ...
 

@@ -97,7 +97,10 @@ def _parser() -> Any:
     parser = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
     for command in app.registered_commands:
         assert command.callback is not None
-        settings = {"add_help_option": command.add_help_option, "context_settings": command.context_settings}
+        settings: dict[str, Any] = {
+            "add_help_option": command.add_help_option,
+            "context_settings": command.context_settings,
+        }
         parser.command(command.name, **settings)(functools.wraps(command.callback)(lambda *_, **__: None))
     return parser
 
@@ -143,6 +146,7 @@ class CommandTarget:
 
     name = "command"
     known: frozenset[str] = frozenset()
+    is_of_videos = False
 
     def __init__(self, clip: Path, work: Path):
         self._clip, self._work = clip, work

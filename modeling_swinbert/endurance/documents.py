@@ -65,7 +65,7 @@ class DocumentTarget:
     """
 
     def __init__(self, name: str, layouts: Callable[[], dict[str, _Layout]], work: Path):
-        self.name, self.known = name, frozenset[str]()
+        self.name, self.known, self.is_of_videos = name, frozenset[str](), False
         self._layouts, self._work = cache(layouts), work
 
     def draw(self, random: Random) -> Case:
@@ -150,17 +150,18 @@ def _tar(clip: bytes) -> bytes:
 def _read_dataset(folder: Path, random: Random) -> None:
     from swinbert.training.data.clip_datasets import refuse_missing
     from swinbert.training.data.doctor import examine
-    from swinbert.training.data.sources import clip_name, clip_source, load_clips, load_splits
+    from swinbert.training.data.sources import clip_name, clip_source, is_stream, load_clips, load_splits
 
     if random.random() < 0.3:
         str(examine(folder, num_frames=2, workers=0, output=folder / "doctor"))
         return
     for split in load_splits(folder):
         clips = load_clips(folder, split, need_captions=random.random() < 0.5, streaming=random.random() < 0.3)
-        if not hasattr(clips, "take") or hasattr(clips, "data"):
+        if not is_stream(clips):
             refuse_missing(clips)
         for clip in clips:
-            clip_name(clip), clip_source(clip)
+            clip_name(clip)
+            clip_source(clip)
 
 
 # --- Annotations of benchmarks ----------------------------------------------------------------------------------------

@@ -102,7 +102,8 @@ def _error(to: socket.socket, content: bytes, random: Random, path: str) -> None
 
 def _redirected(to: socket.socket, content: bytes, random: Random, path: str) -> None:
     if path.startswith("/again"):
-        return _honest(to, content, random, path)
+        _honest(to, content, random, path)
+        return
     place = random.choice(("/again/clip.mp4", "again", "/again?a=b c", "/again/%zz/ü", "//{host}/again"))
     to.sendall(_head(f"{random.choice((301, 302, 303, 307, 308))} X", Location=place.format(host=_host(to))))
 

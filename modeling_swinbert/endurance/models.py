@@ -39,6 +39,7 @@ class ModelTarget:
 
     name = "model"
     known: frozenset[str] = frozenset()
+    is_of_videos = False
 
     def __init__(self, clip: Path, work: Path):
         from swinbert import bundled_model

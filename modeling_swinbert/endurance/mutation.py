@@ -8,6 +8,7 @@ a list of operations can be applied too.
 import json
 import math
 import re
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -173,7 +174,7 @@ def _change_header(content: bytes, path: list[str | int], action: str, value: An
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[..., bytes]] = {
     "flip": _flip,
     "put": _put,
     "insert": _insert,
@@ -287,5 +288,6 @@ def _json_places(content: bytes) -> list[list[str | int]]:
 
 
 def _paths(value: Any) -> list[list[str | int]]:
+    inner: Iterable[tuple[str | int, Any]]
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [[], *([step, *path] for step, each in inner for path in _paths(each))]

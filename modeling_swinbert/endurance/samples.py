@@ -4,11 +4,13 @@ import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
-from swinbert.processing import VIDEO_SUFFIXES
+from swinbert import bundled_model
+from swinbert.processing.video_sources_swinbert import VIDEO_SUFFIXES
 
 # Name -> codec, its options, options of the container.
 _X264 = {"threads": "1", "x264-params": "keyint=8:min-keyint=8:scenecut=0:bframes=2:b-adapt=0"}
@@ -44,8 +46,6 @@ def write_clips(folder: Path, given: Path | None = None) -> list[str]:
     Writes the clips into `folder`, with the bundled sample and copies of the videos in the folder `given`; codecs that
     this FFmpeg cannot encode are left out. Returns their names.
     """
-    from swinbert import bundled_model
-
     folder.mkdir(parents=True)
     for name, (codec, options, container_options) in _CLIPS.items():
         if codec in av.codecs_available:
@@ -59,7 +59,7 @@ def write_clips(folder: Path, given: Path | None = None) -> list[str]:
 
 def _encode(path: Path, codec: str, options: dict[str, str], container_options: dict[str, str]) -> None:
     with av.open(str(path), "w", options=container_options) as output:
-        stream = output.add_stream(codec, rate=Fraction(25), options=options)
+        stream: Any = output.add_stream(codec, rate=Fraction(25), options=options)
         stream.width, stream.height, stream.pix_fmt = _WIDTH, _HEIGHT, "rgb8" if codec == "gif" else "yuv420p"
         for picture in _pictures():
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

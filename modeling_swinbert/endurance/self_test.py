@@ -137,7 +137,8 @@ def self_test(
             raise ValueError(f"Expected targets of {', '.join(found)}, got {', '.join(sorted(unknown))}.")
         chosen = {name: target for name, target in found.items() if not targets or name in targets}
         result = SelfTest(seed, {name: Counts() for name in chosen})
-        watched = Watched(all_targets, folder)
+        preload = () if all(each.is_of_videos for each in chosen.values()) else ("swinbert.endurance.preloaded",)
+        watched = Watched(all_targets, folder, preload=preload)
         try:
             watched.start()
             _run(watched, chosen, result, 60 * minutes, most_cases, output, announce)

@@ -16,7 +16,7 @@ from swinbert.endurance.cases import IN_PART, READ, REFUSED, Case, Finding
 from swinbert.endurance.hostile_server import BEHAVIOURS, HostileServer
 from swinbert.endurance.mutation import draw_bytes, mutate
 from swinbert.endurance.samples import GIVEN
-from swinbert.processing import VideoDecodeError, VideoReader, decode_video
+from swinbert.processing.video_decoding_swinbert import VideoDecodeError, VideoReader, decode_video
 
 _KINDS = frozenset(
     "not_found not_readable empty not_video no_video_stream undecodable too_large bad_range bad_sampling bad_source"
@@ -123,6 +123,7 @@ class VideoTarget:
     def __init__(self, folder: Path, work: Path, backend: str = "auto"):
         self.name = "video" if backend == "auto" else f"video by {backend}"
         self.known = _KNOWN_OF_DECORD if backend == "decord" else frozenset[str]()
+        self.is_of_videos = True
         self._folder, self._work, self._backend = folder, work, backend
         clips = sorted(file.name for file in folder.iterdir())
         self._given = [name for name in clips if name.startswith(GIVEN)]
@@ -169,6 +170,7 @@ class UrlTarget:
 
     name = "url"
     known: frozenset[str] = frozenset()
+    is_of_videos = True
 
     def __init__(self, folder: Path):
         self._clips = sorted(file.name for file in folder.iterdir() if file.stat().st_size < 1 << 20)

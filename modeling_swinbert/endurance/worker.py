@@ -101,13 +101,19 @@ class Watched:
         make_targets: called in the process, with `folder`; a function of a module.
         folder: of the samples.
         cpu_seconds: processor time that a case may take.
+        preload: modules to import once: each process is there in milliseconds then.
     """
 
-    def __init__(self, make_targets: Callable[[Path], Sequence[Target]], folder: Path, cpu_seconds: int = CPU_SECONDS):
+    def __init__(
+        self,
+        make_targets: Callable[[Path], Sequence[Target]],
+        folder: Path,
+        cpu_seconds: int = CPU_SECONDS,
+        preload: Sequence[str] = (),
+    ):
         self._make_targets, self._folder, self._cpu_seconds = make_targets, folder, cpu_seconds
         self._context = multiprocessing.get_context("forkserver")
-        # Imported once: each further process is there in milliseconds.
-        self._context.set_forkserver_preload(["swinbert.endurance.preloaded", make_targets.__module__])
+        self._context.set_forkserver_preload([*preload, make_targets.__module__])
         self._process: Any = None
         self._connection: Any = None
 
@@ -118,9 +124,12 @@ class Watched:
         with _environment():
             self._process.start()
         other.close()
-        if not self._connection.poll(10 * WALL_SECONDS):
-            raise RuntimeError("The process that tries cases does not start.")
-        self._connection.recv()
+        try:
+            if not self._connection.poll(10 * WALL_SECONDS):
+                raise TimeoutError("it takes too long")
+            self._connection.recv()
+        except (EOFError, TimeoutError) as error:
+            raise OSError(f"The process that tries cases does not start: {error or 'it ended'}.") from error
 
     def run(self, case: Case) -> Outcome:
         if self._process is None:

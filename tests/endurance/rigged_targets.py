@@ -10,7 +10,7 @@ from swinbert.endurance.cases import READ, REFUSED, Case, Finding
 class Rigged:
     """Fails if 3 and 7 are among the operations, which are numbers; how, `settings` say."""
 
-    name, known = "rigged", frozenset({"known limit"})
+    name, known, is_of_videos = "rigged", frozenset({"known limit"}), True
 
     def draw(self, random):
         how = random.choice(["nothing", "refuse", "raise", "crash", "hang", "limit"])
