@@ -500,9 +500,8 @@ def decode_video(
             frames smaller saves the memory of a clip at full size. It must not keep the array that it gets.
 
     Returns:
-        frames `np.ndarray` of uint8, (T, H, W, C), RGB, as they are meant to be seen: upright, with square pixels, and
-            what is transparent over white; and their `VideoMetadata`: `total_num_frames` of the
-        whole video, `frames_indices` counted from its first frame, `height` and `width` before any `transform`.
+        frames `np.ndarray` of uint8, (T, H, W, C), RGB, as they are meant to be seen: upright, with square pixels, over
+        white; and `VideoMetadata`: `total_num_frames` of the whole video, `height` and `width` before any `transform`.
 
     Raises:
         VideoDecodeError: with `.source` and `.kind`, see there.
