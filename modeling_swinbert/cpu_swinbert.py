@@ -11,10 +11,12 @@
   as large as its input and cheap; it is not stored for the backward pass. Switch: `keep_activations` of the MLP.
 * Attention with a learned bias, in training ([`BiasedAttention`]): PyTorch's fused kernel has no gradient for a bias;
   its fallback stores the attention weights of all windows. Switch: [`can_fuse_learned_bias`].
-* Products of linear layers ([`fast_linear`]): on x86, PyTorch multiplies float32 matrices with MKL. For the few rows of
-  a decoding step MKL is two to three times as fast with the weight on the left, where the time is that of reading the
-  weights ([`few_rows_product`]), and oneDNN for a single row. MKL does not use AVX-512 on AMD processors; oneDNN does,
-  and is twice as fast there for many rows, with the same weights in the same layout. Switch: `FastLinearMode.enabled`.
+* Products of linear layers ([`fast_linear`], [`apply_linear`]): on x86, PyTorch multiplies float32 matrices with MKL.
+  For the few rows of a decoding step MKL is two to three times as fast with the weight on the left, where the time is
+  that of reading the weights ([`few_rows_product`]); for a single row, in a batch of one product for each thread
+  ([`one_row_product`]). For the other products of up to 16 rows oneDNN is faster. MKL does not use AVX-512 on AMD
+  processors; oneDNN does, and is twice as fast there for many rows, with the same weights in the same layout. Switch:
+  `FastLinearMode.enabled`.
 
 Shapes: B clips, T frames; N tokens of a window, D channels of an attention head; R rows (all axes but the last),
 I input features, O output features of a linear layer.
@@ -228,8 +230,27 @@ def _parts_of_rows(
 
 # --- Products of linear layers ----------------------------------------------------------------------------------------
 
-# Row counts for which the weight on the left is the fastest order, with and without AVX-512.
+# Row counts for which the weight on the left is the fastest order, and the highest for which oneDNN is faster than
+# `F.linear`, both with and without AVX-512.
 _FEW_ROWS = range(2, 5)
+_MANY_ROWS = 16
+
+
+def one_row_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(..., I) of one row x (O, I) -> (..., O), without a gradient, as a batch of one product for each thread."""
+    num_outputs, num_inputs = weight.shape
+    weights = weight.view(torch.get_num_threads(), -1, num_inputs)
+    # A transposed row: with the strides of a column, MKL would be five times slower.
+    column = states.flatten(0, -2).t().expand(len(weights), -1, -1)
+    product = (
+        torch.bmm(weights, column) if bias is None else torch.baddbmm(bias.view(len(weights), -1, 1), weights, column)
+    )
+    return product.view(*states.shape[:-1], num_outputs)
+
+
+def _can_divide(weight: torch.Tensor) -> bool:
+    """Whether [`one_row_product`] can divide the outputs of a weight evenly among the threads."""
+    return weight.shape[0] % torch.get_num_threads() == 0 and weight.is_contiguous()
 
 
 def few_rows_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -312,9 +333,15 @@ def _fastest_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
         each is not None and each.requires_grad for each in (states, weight, bias)
     )
     num_rows = states.numel() // states.shape[-1]
-    if num_rows in _FEW_ROWS and not needs_gradient:
-        return few_rows_product(states, weight, bias)
-    if has_faster_onednn() or num_rows == 1 and has_onednn():
+    if num_rows <= _MANY_ROWS and not needs_gradient:
+        if num_rows == 1 and _can_divide(weight):
+            return one_row_product(states, weight, bias)
+        # MKL divides outputs among threads, of which weights with more inputs have too few.
+        if num_rows in _FEW_ROWS and weight.shape[0] >= weight.shape[1]:
+            return few_rows_product(states, weight, bias)
+        if has_onednn():
+            return onednn_product(states, weight, bias)
+    if has_faster_onednn():
         return OneDNNLinear.apply(states, weight, bias)
     return F.linear(states, weight, bias)
 
@@ -346,6 +373,17 @@ def fast_linear(forward: Callable) -> Callable:
     return run
 
 
+def apply_linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """
+    `layer(states)` in [`FastLinearMode`] where enabled: for parts of a decoding step, whose many small operations
+    would take 5 microseconds each to pass through a mode around all of them.
+    """
+    if torch.compiler.is_compiling() or not _uses_fast_products():
+        return layer(states)
+    with FastLinearMode():
+        return layer(states)
+
+
 def _uses_fast_products() -> bool:
     return torch.backends.mkl.is_available() if FastLinearMode.enabled is None else FastLinearMode.enabled
 
@@ -354,6 +392,7 @@ __all__ = [
     "BiasedAttention",
     "Part",
     "FastLinearMode",
+    "apply_linear",
     "bias_of_part",
     "can_fuse_learned_bias",
     "fast_linear",
@@ -362,6 +401,7 @@ __all__ = [
     "is_eager_tensor",
     "items_per_chunk",
     "map_frame_chunks",
+    "one_row_product",
     "onednn_product",
     "recompute_in_backward",
     "worth_chunking",

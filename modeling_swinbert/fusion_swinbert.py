@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .attention_swinbert import attend
 from .configuration_swinbert import SwinBertConfig
-from .cpu_swinbert import fast_linear
+from .cpu_swinbert import apply_linear
 from .sparse_attention_swinbert import AttentionPlan, planned_attention, score_range
 
 logger = logging.get_logger(__name__)
@@ -36,10 +36,9 @@ class SwinBertProjector(nn.Module):
         self.linear_2 = nn.Linear(config.projection_dim, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    @fast_linear
     def forward(self, video_features: torch.Tensor) -> torch.Tensor:
         """(V, N, C) features of the backbone -> (V, N, hidden_size)."""
-        return self.dropout(self.linear_2(self.linear_1(video_features)))
+        return self.dropout(apply_linear(self.linear_2, apply_linear(self.linear_1, video_features)))
 
 
 class SwinBertEmbeddings(nn.Module):
@@ -103,7 +102,9 @@ class SwinBertSelfAttention(nn.Module):
 
     def key_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each (B, heads, L, D)."""
-        return self._split_heads(self.key(hidden_states)), self._split_heads(self.value(hidden_states))
+        return self._split_heads(apply_linear(self.key, hidden_states)), self._split_heads(
+            apply_linear(self.value, hidden_states)
+        )
 
     def forward(
         self,
@@ -132,7 +133,7 @@ class SwinBertSelfAttention(nn.Module):
             Output (B, L + K, hidden_size) and attention weights (B, heads, L + K, P + M + K).
         """
         batch, length = hidden_states.shape[:2]
-        query = self._split_heads(self.query(hidden_states)) * self.scaling
+        query = self._split_heads(apply_linear(self.query, hidden_states)) * self.scaling
         key, value = self.key_values(hidden_states)
         if cache is not None:
             tokens = length - num_masks
@@ -168,7 +169,7 @@ class SwinBertSelfAttention(nn.Module):
         """
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         key, value = self.key_values(hidden_states)
-        query = self._split_heads(self.query(hidden_states)) if plan.needs_queries else None
+        query = self._split_heads(apply_linear(self.query, hidden_states)) if plan.needs_queries else None
         if bias is None or plan.is_dense:
             output, weights = attend(self, query, key, value, bias, dropout)
             return output.flatten(2), weights, key, value, None
@@ -208,7 +209,7 @@ class SwinBertSelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        return self.LayerNorm(self.dropout(apply_linear(self.dense, hidden_states)) + residual)
 
 
 class SwinBertAttention(nn.Module):
@@ -225,7 +226,7 @@ class SwinBertIntermediate(nn.Module):
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.act(self.dense(hidden_states))
+        return self.act(apply_linear(self.dense, hidden_states))
 
 
 class SwinBertLayer(GradientCheckpointingLayer):
@@ -237,7 +238,6 @@ class SwinBertLayer(GradientCheckpointingLayer):
         self.intermediate = SwinBertIntermediate(config)
         self.output = SwinBertSelfOutput(config, config.intermediate_size)
 
-    @fast_linear
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -287,7 +287,7 @@ class SwinBertPredictionTransform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.act(self.dense(hidden_states)))
+        return self.LayerNorm(self.act(apply_linear(self.dense, hidden_states)))
 
 
 def caption_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -332,9 +332,8 @@ class SwinBertLMHead(nn.Module):
         self.transform = SwinBertPredictionTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
-    @fast_linear
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.transform(hidden_states))
+        return apply_linear(self.decoder, self.transform(hidden_states))
 
 
 __all__ = [

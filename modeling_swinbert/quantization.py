@@ -1,5 +1,5 @@
 """Public name of [`swinbert.deployment.quantization`]."""
 
-from swinbert.deployment.quantization import Int8Linear, quantize_linear
+from swinbert.deployment.quantization import Float16DecodingLinear, Int8Linear, quantize_decoding, quantize_linear
 
-__all__ = ["Int8Linear", "quantize_linear"]
+__all__ = ["Float16DecodingLinear", "Int8Linear", "quantize_decoding", "quantize_linear"]

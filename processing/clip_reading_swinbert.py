@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
+from .video_backends_swinbert import available_cores
 from .video_decoding_swinbert import VideoReader
 from .video_sources_swinbert import VideoDecodeError, as_seconds, is_frame_decoder, is_segment, is_url
 
@@ -416,13 +417,6 @@ def collate_clips(family: CaptionerFamily, clips: list[dict[str, Any]]) -> dict[
     records = ("error", "duration")
     readable = [{name: clip[name] for name in clip if name not in records} for clip in clips if len(clip) > 1]
     return {"error": errors, **(family.collate(readable) if readable else {})}
-
-
-def available_cores() -> list[int]:
-    """Numbers of the CPU cores that this process may use, which a container or `taskset` can limit."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 _is_forked = False

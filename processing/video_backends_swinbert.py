@@ -10,6 +10,7 @@ import bisect
 import contextlib
 import itertools
 import logging
+import os
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -40,8 +41,16 @@ _SEEK_BYTES = 4 << 20
 _KEPT_BYTES = 16 << 20
 # FFmpeg's threads take some 20 ms to start and to stop; for fewer pixels to decode, one thread is faster.
 _THREADED_PIXELS = 16 << 20
+_MAX_THREADS = 16  # FFmpeg's own limit: a thread holds a frame
 # More packets than any decoder takes in before it returns the frame of the first: 16 to reorder, one for each thread.
 _MAX_DELAY = 64
+
+
+def available_cores() -> list[int]:
+    """Numbers of the CPU cores that this process may use, which a container or `taskset` can limit."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 # --- Opening a file ---------------------------------------------------------------------------------------------------
@@ -241,9 +250,7 @@ class StreamDecoder:
     def _frames(self, wanted: np.ndarray, to_be_continued: bool) -> Iterator[tuple[int, Any]]:
         """As `frames`, without deinterlacing."""
         packet_of_wanted = self.timeline.packet_of_frame[wanted]
-        skip = self.timeline.packets["is_disposable"] & self.timeline.has_time_stamps
-        skip[packet_of_wanted] = False
-        spans = _spans(self.timeline, wanted)
+        spans, skip = self.plan(wanted)
         self._choose_threads(sum(int(np.count_nonzero(~skip[first : last + 1])) for first, last in spans))
         goes_on = False
         for (first, last), (next_first, _) in itertools.zip_longest(spans, spans[1:], fillvalue=(-1, -1)):
@@ -264,6 +271,15 @@ class StreamDecoder:
                 self._open()
                 self._restart(first)
                 yield from (each for each in self._decode_packets(last, skip, until) if each[0] > returned)
+
+    def plan(self, wanted: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
+        """
+        What is decoded for the frames `wanted`, (T,): runs of packets, see `_spans`, and which packets no wanted frame
+        needs, (P,).
+        """
+        skip = self.timeline.packets["is_disposable"] & self.timeline.has_time_stamps
+        skip[self.timeline.packet_of_frame[wanted]] = False
+        return _spans(self.timeline, wanted), skip
 
     def replacements(self, lost: list[int], part: range) -> tuple[dict[int, np.ndarray], int]:
         """
@@ -321,7 +337,7 @@ class StreamDecoder:
         return self.picture(frame)
 
     def _open(self, num_threads: int = 1) -> None:
-        """Opens the file at its beginning, anew if it is open. FFmpeg chooses the number of threads if it is 0."""
+        """Opens the file at its beginning, anew if it is open."""
         self._file.close()
         self._container, self.stream = self._file.enter_context(open_stream(self._name, self._media))
         self.size = self.stream.codec_context.width, self.stream.codec_context.height
@@ -335,9 +351,14 @@ class StreamDecoder:
         self._codec.thread_type, self._codec.thread_count = "AUTO", num_threads
 
     def _choose_threads(self, num_packets: int) -> None:
-        """Several threads from the call on at which enough pixels to pay for them will have been decoded."""
+        """
+        Several threads from the call on at which enough pixels to pay for them will have been decoded: one for each
+        core but that on which the frames become pictures.
+        """
         self._num_pixels += num_packets * self.size[0] * self.size[1]
-        num_threads = 0 if self._num_pixels > _THREADED_PIXELS else 1
+        num_threads = 1
+        if self._num_pixels > _THREADED_PIXELS:
+            num_threads = min(max(len(available_cores()) - 1, 1), _MAX_THREADS)
         if not self._codec.is_open:
             self._set_threads(num_threads)
         elif num_threads != self._num_threads:
@@ -551,6 +572,7 @@ __all__ = [
     "BACKENDS",
     "MAX_FRAME_PIXELS",
     "StreamDecoder",
+    "available_cores",
     "choose_stream",
     "decode_with_decord",
     "decode_with_torchcodec",

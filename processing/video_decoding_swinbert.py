@@ -9,7 +9,9 @@ import contextlib
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 MAX_CLIP_BYTES = 8 << 30
 # Of frames that one segment leaves to the next ones, which overlap it; frames beyond are decoded again.
 _SHARED_BYTES = 128 << 20
+# Of fewer pixels, frames become pictures in less time than it takes to start a thread beside.
+_PARALLEL_PIXELS = 8 << 20
+_FRAMES_AHEAD = 3  # that are decoded while one becomes a picture
 
 
 def header_duration(source: Any, allow_private_urls: bool = False) -> float | None:
@@ -116,6 +121,18 @@ def wanted_frames(
     elif indices is None:
         indices = np.arange(last - first) if num_frames is None else sample_indices(last - first, num_frames)
     return first + _checked_indices(name, indices, last - first)
+
+
+def _in_thread(items: Iterator[Any], num_ahead: int) -> Generator[Any, None, None]:
+    """The items of an iterator, none of which is `None`; it runs in a thread, up to `num_ahead` items ahead."""
+    thread = ThreadPoolExecutor(1, "decode-frames")
+    try:
+        coming = deque(thread.submit(next, items, None) for _ in range(num_ahead))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, items, None))
+            yield item
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 class _SharedFrames:
@@ -356,23 +373,41 @@ class VideoReader:
             buffer.put(position_of.pop(number), self._shared[number])
         to_share = {number for number in shared if number not in self._shared}
         needed = np.array(sorted(to_share.union(position_of)), np.int64)
-        for number, frame in self._decoder.frames(needed, to_be_continued) if position_of else ():
-            if number in position_of or number in to_share:
+        if not position_of:
+            return 0
+        with contextlib.closing(self._frames(needed, to_be_continued)) as frames:
+            for number, frame in frames:
                 if (picture := self._decoder.picture(frame)) is not None:
                     picture = transformed(picture)
                     if number in to_share:
                         self._shared.put(number, picture)
                     if number in position_of:
                         buffer.put(position_of.pop(number), picture)
-                to_share.discard(number)
-            if not position_of and not to_share:
-                return 0
         if not position_of:
             return 0
         pictures, num_replaced = self._decoder.replacements(sorted(position_of), part)
         for number, picture in pictures.items():
             buffer.put(position_of[number], transformed(picture))
         return num_replaced
+
+    def _frames(self, wanted: np.ndarray, to_be_continued: bool) -> Generator[tuple[int, Any], None, None]:
+        """
+        Numbers and frames of those `wanted`, (T,) ascending without repeats, that can be decoded. Where it pays, they
+        are decoded in a thread, while the caller makes pictures of the ones before.
+        """
+        remaining = set(wanted.tolist())
+
+        def decode() -> Generator[tuple[int, Any], None, None]:
+            for number, frame in self._decoder.frames(wanted, to_be_continued):
+                if number in remaining:
+                    remaining.discard(number)
+                    yield number, frame
+                    if not remaining:
+                        return
+
+        width, height = self._decoder.size
+        is_large = len(wanted) * width * height > _PARALLEL_PIXELS
+        return _in_thread(decode(), _FRAMES_AHEAD) if is_large else decode()
 
 
 class VideoSegment:
@@ -465,9 +500,8 @@ def decode_video(
             frames smaller saves the memory of a clip at full size. It must not keep the array that it gets.
 
     Returns:
-        frames `np.ndarray` of uint8, (T, H, W, C), RGB, as they are meant to be seen: upright, with square pixels, and
-            what is transparent over white; and their `VideoMetadata`: `total_num_frames` of the
-        whole video, `frames_indices` counted from its first frame, `height` and `width` before any `transform`.
+        frames `np.ndarray` of uint8, (T, H, W, C), RGB, as they are meant to be seen: upright, with square pixels, over
+        white; and `VideoMetadata`: `total_num_frames` of the whole video, `height` and `width` before any `transform`.
 
     Raises:
         VideoDecodeError: with `.source` and `.kind`, see there.

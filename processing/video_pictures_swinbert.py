@@ -65,11 +65,15 @@ def _orient(picture: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.nda
     """(H, W, 3) or, transposed, (W, H, 3), contiguous."""
     transposed, rows, columns = orientation
     steps = slice(None, None, -1 if rows else 1), slice(None, None, -1 if columns else 1)
-    view = (picture.swapaxes(0, 1) if transposed else picture)[steps]
-    oriented = np.empty(view.shape, np.uint8)
+    return _contiguous((picture.swapaxes(0, 1) if transposed else picture)[steps])
+
+
+def _contiguous(picture: np.ndarray) -> np.ndarray:
+    """A copy of (H, W, 3)."""
+    copy = np.empty(picture.shape, np.uint8)
     for channel in range(3):  # one by one is three times as fast
-        oriented[..., channel] = view[..., channel]
-    return oriented
+        copy[..., channel] = picture[..., channel]
+    return copy
 
 
 # --- Interlaced frames ------------------------------------------------------------------------------------------------
@@ -246,8 +250,8 @@ def _can_be_transparent(pixel_format: str) -> bool:
 
 def _blend(rgba: np.ndarray) -> np.ndarray:
     """(H, W, 3) of (H, W, 4), over the background."""
-    if rgba[..., 3].min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
+    if rgba.view("<u4").min() >= 255 << 24:  # a pixel's alpha is the highest byte of its four: all of them are opaque
+        return _contiguous(rgba[..., :3])
     alpha = rgba[..., 3:].astype(np.uint16)
     return ((rgba[..., :3] * alpha + (255 - alpha) * _BACKGROUND + 127) // 255).astype(np.uint8)
 

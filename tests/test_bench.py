@@ -5,13 +5,15 @@ import platform
 import socket
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from golden import tiny_model
 from typer.testing import CliRunner
 
 from swinbert import cli
-from swinbert.benchmarks import PARTS, measurement, peers, report, suite
+from swinbert.benchmarks import PARTS, measurement, peers, reading, report, suite
+from swinbert.processing import sample_indices
 
 CPU = torch.device("cpu")
 
@@ -64,6 +66,19 @@ def test_live_shares(bench):
     for share in (0.0, 1.0):
         suite.set_live_share(model, share)
         assert model.model.sparse_mask.statistics().share_alive == share
+
+
+def test_the_decoder_alone_decodes_what_the_wanted_frames_need(bench):
+    path = next(iter(bench.clip_files().values()))
+    needed = reading._needed_packets(path, 4)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        codec = container.streams.video[0].codec_context
+        chosen = [packet for packet, is_needed in zip(packets, needed, strict=True) if is_needed]
+        times = [frame.pts for packet in [*chosen, None] for frame in codec.decode(packet)]
+    shown = sorted(packet.pts for packet in packets)
+    assert {shown[number] for number in sample_indices(len(shown), 4)} <= set(times)
+    assert len(chosen) < len(packets)  # B-frames are left out
 
 
 def test_memory_is_that_of_the_call():

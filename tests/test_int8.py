@@ -1,4 +1,4 @@
-"""int8 linear layers: accuracy, models, the command line."""
+"""Fewer bits on a CPU: int8 linear layers and float16 decoding weights; accuracy, models, the command line."""
 
 import copy
 from pathlib import Path
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import swinbert
 from swinbert import SwinBertForVideoCaptioning, cli
 from swinbert.captioning import loading
-from swinbert.quantization import Int8Linear, quantize_linear
+from swinbert.quantization import Float16DecodingLinear, Int8Linear, quantize_decoding, quantize_linear
 
 SAMPLE = Path(swinbert.bundled_model()).parent / "sample.mp4"
 
@@ -75,3 +75,59 @@ def test_the_command_captions_in_int8(kind, tmp_path, monkeypatch):
     assert any(isinstance(module, Int8Linear) for module in model.modules())
     if kind == "bundled":
         assert "a large red cross moves right" in result.stdout
+
+
+needs_fbgemm = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this PyTorch has no FBGEMM"
+)
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_a_decoding_layer_rounds_its_weight_to_float16(bias):
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 40, bias=bias)
+    layer, rounded = Float16DecodingLinear(linear), copy.deepcopy(linear)
+    rounded.weight.copy_(linear.weight.half())
+    for shape in [(1, 96), (1, 2, 96), (4, 2, 96), (30, 1, 96)]:
+        states = torch.randn(shape)
+        torch.testing.assert_close(layer(states), rounded(states), atol=1e-5, rtol=1e-5)
+        assert not torch.equal(layer(states), linear(states))
+    states = torch.randn(2, 3, 96)
+    assert torch.equal(layer(states), linear(states))
+    with torch.enable_grad():
+        assert torch.equal(layer(states[:, :2]), linear(states[:, :2]))
+
+
+@needs_fbgemm
+@torch.no_grad()
+def test_decoding_in_float16(tmp_path):
+    """Clips are encoded as before, words nearly so, and what is saved is the model in float32."""
+    model = SwinBertForVideoCaptioning.from_pretrained(swinbert.bundled_model()).eval()
+    half = quantize_decoding(copy.deepcopy(model))
+    vision = model.config.vision_config
+    pixels = torch.randn(2, vision.num_frames, 3, *vision.frame_size, generator=torch.Generator().manual_seed(0))
+    video = model.encode_video(pixels).video_key_values
+    for found, expected in zip(half.encode_video(pixels).video_key_values, video, strict=True):
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    options = {"video_key_values": video, "return_dict_in_generate": True, "output_logits": True}
+    found, expected = half.generate(**options), model.generate(**options)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.logits, expected.logits, atol=0.02, rtol=0)
+    assert not torch.equal(found.logits[1], expected.logits[1])
+    assert torch.equal(copy.deepcopy(half).generate(**options).logits[1], found.logits[1])
+
+    half.save_pretrained(tmp_path)
+    saved = SwinBertForVideoCaptioning.from_pretrained(tmp_path).state_dict()
+    assert saved.keys() == model.state_dict().keys()
+    assert all(torch.equal(saved[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_decoding_in_float16_is_refused(monkeypatch):
+    model = SwinBertForVideoCaptioning.from_pretrained(swinbert.bundled_model())
+    with pytest.raises(ValueError, match="float32 on a CPU"):
+        quantize_decoding(copy.deepcopy(model).bfloat16())
+    monkeypatch.setattr(torch.backends.quantized, "supported_engines", ["qnnpack"])
+    with pytest.raises(ValueError, match="FBGEMM, which this PyTorch lacks"):
+        quantize_decoding(model)

@@ -31,6 +31,12 @@ def few_rows_products(monkeypatch):
     return counted(monkeypatch, "few_rows_product")
 
 
+@pytest.fixture
+def one_row_products(monkeypatch):
+    """Counts products of a single row in batches of one for each thread."""
+    return counted(monkeypatch, "one_row_product")
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 24), (2, 24), (3, 5, 24), (2, 1, 7, 24)], ids=str)
 def test_results_and_gradients_are_those_of_the_plain_layer(shape, bias, products):
@@ -97,14 +103,46 @@ def test_few_rows_have_the_weight_on_the_left(shape, bias, products, few_rows_pr
     torch.testing.assert_close(found, layer(states), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("is_faster", [True, False])
-@pytest.mark.parametrize("rows", [1, 5])
-def test_other_numbers_of_rows_do_not(rows, is_faster, monkeypatch, products, few_rows_products):
-    """A single row is oneDNN's on every processor."""
-    monkeypatch.setattr(cpu_swinbert, "has_faster_onednn", lambda: is_faster)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 24), (1, 1, 24)], ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_single_row_is_divided_among_threads(threads, shape, bias, monkeypatch, products, one_row_products):
+    """40 outputs cannot be divided among three threads: oneDNN computes them."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    layer, states = nn.Linear(24, 40, bias=bias), torch.randn(shape)
     with torch.no_grad(), FastLinearMode():
-        nn.Linear(24, 40)(torch.randn(rows, 24))
-    assert len(products) == (is_faster or rows == 1) and not few_rows_products
+        found = layer(states)
+    assert (len(one_row_products), len(products)) == ((0, 1) if threads == 3 else (1, 0))
+    torch.testing.assert_close(found, layer(states), atol=1e-5, rtol=1e-5)
+
+
+def test_a_strided_row(one_row_products):
+    layer, states = nn.Linear(24, 40), torch.randn(2, 3, 48)
+    for part in (states[:1, :1, ::2], states[1:, 2:, 3:27]):
+        with torch.no_grad(), FastLinearMode():
+            torch.testing.assert_close(layer(part), F.linear(part.contiguous(), layer.weight, layer.bias))
+    assert len(one_row_products) == 2
+
+
+@pytest.mark.parametrize("is_faster", [True, False])
+@pytest.mark.parametrize("rows", [5, 16, 17])
+def test_up_to_sixteen_rows_are_onednns_on_every_processor(
+    rows, is_faster, monkeypatch, products, few_rows_products, one_row_products
+):
+    monkeypatch.setattr(cpu_swinbert, "has_faster_onednn", lambda: is_faster)
+    layer, states = nn.Linear(24, 40), torch.randn(rows, 24)
+    with torch.no_grad(), FastLinearMode():
+        found = layer(states)
+    assert len(products) == (is_faster or rows <= 16) and not few_rows_products and not one_row_products
+    torch.testing.assert_close(found, layer(states), atol=1e-5, rtol=1e-5)
+
+
+def test_few_rows_of_more_inputs_than_outputs_are_onednns(products, few_rows_products):
+    layer, states = nn.Linear(48, 24), torch.randn(2, 48)
+    with torch.no_grad(), FastLinearMode():
+        torch.testing.assert_close(layer(states), F.linear(states, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
+    assert len(products) == 1 and not few_rows_products
 
 
 @pytest.mark.parametrize("is_faster", [True, False])
@@ -113,18 +151,18 @@ def test_the_processor_decides_unless_the_switch_is_set(enabled, is_faster, monk
     monkeypatch.setattr(cpu_swinbert, "has_faster_onednn", lambda: is_faster)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: is_faster)
     monkeypatch.setattr(FastLinearMode, "enabled", enabled)
-    for rows in (3, 6):
+    for rows in (3, 20):
         fast_linear(F.linear)(torch.randn(rows, 24), torch.randn(40, 24))
     is_used = is_faster if enabled is None else enabled
     assert len(few_rows_products) == is_used
     assert len(products) == (is_used and is_faster)
 
 
-def test_a_decoding_step_multiplies_few_rows(few_rows_products):
-    """The last word and a [MASK]: two rows in every linear layer of the fusion encoder."""
+def test_a_decoding_step_multiplies_few_rows(products, few_rows_products, one_row_products):
+    """The last word and a [MASK]: two rows in every linear layer of the fusion encoder, and one in the head."""
     model = SwinBertForVideoCaptioning(small_config()).eval()
     video = model.encode_video(small_batch()["pixel_values_videos"][:1]).video_key_values
-    few_rows_products.clear()
+    few_rows_products.clear(), products.clear()
     found = {}
     for enabled in (True, False):
         FastLinearMode.enabled = enabled
@@ -135,7 +173,9 @@ def test_a_decoding_step_multiplies_few_rows(few_rows_products):
                 ).logits
         finally:
             FastLinearMode.enabled = None
-    assert len(few_rows_products) == 6 * model.config.num_hidden_layers
+    layers = model.config.num_hidden_layers
+    assert len(few_rows_products) + len(products) == 6 * layers and len(few_rows_products) >= 5 * layers
+    assert len(one_row_products) == 2
     torch.testing.assert_close(found[True], found[False], atol=1e-5, rtol=1e-5)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import threading
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -161,12 +162,42 @@ def test_a_transform_is_applied_to_each_frame(numbered_clip, backend):
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 30], ids=["read again", "kept"])
-@pytest.mark.parametrize("pixels", [0, 1 << 40], ids=["threads", "no threads"])
-def test_kept_packets_and_threads_change_no_frame(file, kept_bytes, pixels, monkeypatch):
+@pytest.mark.parametrize("decoder_pixels", [0, 1 << 40], ids=["decoder's threads", "one decoder thread"])
+@pytest.mark.parametrize("pixels", [0, 1 << 40], ids=["pictures beside", "pictures between"])
+def test_kept_packets_and_threads_change_no_frame(file, kept_bytes, decoder_pixels, pixels, monkeypatch):
     expected = decode_video(file, indices=[0, 5, 13, 36, 59])[0]
+    monkeypatch.setattr(backends, "available_cores", lambda: range(4))
     monkeypatch.setattr(backends, "_KEPT_BYTES", kept_bytes)
-    monkeypatch.setattr(backends, "_THREADED_PIXELS", pixels)
+    monkeypatch.setattr(backends, "_THREADED_PIXELS", decoder_pixels)
+    monkeypatch.setattr(decoding, "_PARALLEL_PIXELS", pixels)
     assert np.array_equal(decode_video(file, indices=[0, 5, 13, 36, 59])[0], expected)
+
+
+def test_a_thread_takes_few_items_ahead_and_ends_with_its_caller():
+    taken = []
+
+    def items():
+        for number in range(100):
+            taken.append((number, threading.get_ident()))
+            yield number
+            if number == 50:
+                raise VideoDecodeError("clip", "undecodable", "damaged")
+
+    several = decoding._in_thread(items(), 3)
+    assert [next(several) for _ in range(10)] == list(range(10))
+    several.close()
+    assert 10 <= len(taken) <= 13 and threading.get_ident() not in {thread for _, thread in taken}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode-frames")]
+    with pytest.raises(VideoDecodeError, match="damaged"):
+        list(decoding._in_thread(items(), 3))
+
+
+def test_a_reader_goes_on_after_a_transform_has_failed(numbered_clip, monkeypatch):
+    monkeypatch.setattr(decoding, "_PARALLEL_PIXELS", 0)
+    with decoding.VideoReader(numbered_clip) as reader:
+        with pytest.raises(ZeroDivisionError):
+            reader.read(transform=lambda picture: 1 // 0)
+        assert read_numbers(reader.read(indices=[7, 20, 21])[0]) == [7, 20, 21]
 
 
 def test_a_small_clip_is_opened_once(numbered_clip, monkeypatch):

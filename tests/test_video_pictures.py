@@ -11,6 +11,7 @@ from encoded_clips import can_encode, encode, numbered_frame, patch, read_number
 
 from swinbert.processing import SwinBertVideoProcessor, VideoDecodeError, decode_video
 from swinbert.processing.video_decoding_swinbert import VideoReader
+from swinbert.processing.video_pictures_swinbert import _blend
 
 BACKENDS = ["pyav", "decord", "torchcodec"]
 
@@ -283,6 +284,18 @@ def test_high_dynamic_range_without_tone_mapping_is_warned_of(tmp_path):
 
 
 # --- Transparency -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("least_alpha", [255, 254, 128, 0])
+def test_pictures_are_blended_with_white(least_alpha):
+    lines = np.random.default_rng(0).integers(0, 256, (6, 12, 4), np.uint8)
+    lines[..., 3] = 255
+    lines[4, 7, 3] = least_alpha
+    rgba = lines[:, :10]  # as FFmpeg stores it: lines end in padding
+    alpha = rgba[..., 3:] / 255
+    rgb = _blend(rgba)
+    assert np.array_equal(rgb, np.floor(rgba[..., :3] * alpha + 255 * (1 - alpha) + 0.5))
+    assert rgb.dtype == np.uint8 and rgb.flags.c_contiguous
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

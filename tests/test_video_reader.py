@@ -7,6 +7,7 @@ from encoded_clips import GROUPS, GROUPS_WITHOUT_B_FRAMES, can_encode, encode, r
 
 from swinbert.processing import VideoDecodeError, decode_video
 from swinbert.processing import video_backends_swinbert as backends
+from swinbert.processing import video_decoding_swinbert as decoding
 from swinbert.processing.video_decoding_swinbert import VideoReader, header_duration
 
 # Seconds; ranges, in some files, begin and end inside a group of pictures.
@@ -67,7 +68,9 @@ def calls(monkeypatch) -> dict[str, int]:
 @pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
 @pytest.mark.parametrize("threaded_pixels", [0, 1 << 40], ids=["threads", "no threads"])
 def test_frames_are_those_of_separate_calls(path, packets_are_kept, ranges, threaded_pixels, monkeypatch):
+    monkeypatch.setattr(backends, "available_cores", lambda: range(4))
     monkeypatch.setattr(backends, "_THREADED_PIXELS", threaded_pixels)
+    monkeypatch.setattr(decoding, "_PARALLEL_PIXELS", threaded_pixels)
     with VideoReader(path) as reader:
         for start, end in ranges:
             for num_frames in (None, 5):
@@ -118,13 +121,14 @@ def test_sampled_frames_of_a_long_group_decode_it_once(tmp_path, packets_are_kep
 
 def test_threads_start_once_they_pay(numbered_clip, monkeypatch):
     monkeypatch.setattr(backends, "_THREADED_PIXELS", 30 * 96 * 32)
+    monkeypatch.setattr(backends, "available_cores", lambda: range(4))
     with VideoReader(numbered_clip) as reader:
         threads = []
         for first in range(0, 60, 12):
             wanted = list(range(first, first + 12))
             assert read_numbers(reader.read(indices=wanted)[0]) == wanted
             threads.append(reader._decoder._num_threads)
-    assert threads == [1, 1, 0, 0, 0]  # 0 is FFmpeg's own choice
+    assert threads == [1, 1, 3, 3, 3]  # one core is left for the pictures
 
 
 def test_frames_are_not_kept(numbered_clip):

@@ -1,5 +1,6 @@
 """GIT through our pipeline's `generate`, beside plain `GitForCausalLM.generate`."""
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,8 +25,8 @@ def git(bench: "Bench") -> list[Table]:
         options = {"input_ids": start, "no_repeat_ngram_size": 1, **bench.generation(beams)}
         rows, captions = bench.compare(
             {
-                "plain generate": lambda options=options: model.generate(pixel_values=pixels, **options),
-                "swinbert": lambda options=options: generate_captions(model, pixels, **options),
+                "plain generate": functools.partial(model.generate, pixel_values=pixels, **options),
+                "swinbert": functools.partial(generate_captions, model, pixels, **options),
             }
         )
         rows[1].note = agreement(*captions)

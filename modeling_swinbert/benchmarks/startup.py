@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ def startup(bench: "Bench") -> list[Table]:
     return tables
 
 
-def _table(bench: "Bench", title: str, commands: dict[str, Sequence[str]], target: float) -> Table:
+def _table(bench: "Bench", title: str, commands: Mapping[str, Sequence[str]], target: float) -> Table:
     """Processes in turns; the first is the baseline, and the others have a target."""
     rows = [Row(name, target=target if number else None) for number, name in enumerate(commands)]
     for arguments in commands.values():  # byte code and files are in memory afterwards

@@ -1,7 +1,7 @@
 """Commands on datasets: `swinbert make-shapes`, `swinbert prepare`, `swinbert doctor`."""
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -138,6 +138,14 @@ def doctor(
         _test_installation(minutes, seed, output, clips)
     if dataset is None:
         raise typer.BadParameter("Expected a DATASET, or --self-test.")
+    decoding = {"clips_per_split": clips_per_split, "num_frames": frames, "workers": workers, "output": output}
+    _examine_or_exit(dataset, splits or [], model, max_caption_length, decoding)
+
+
+def _examine_or_exit(
+    dataset: str, splits: list[str], model: str | None, max_caption_length: int | None, decoding: dict[str, Any]
+) -> None:
+    """Prints what is wrong with a dataset, and ends the command with the exit code for it."""
     tokenizer, longest = None, 50
     with needs_extra("train"):
         from swinbert.training.data.doctor import examine
@@ -152,13 +160,10 @@ def doctor(
         try:
             report = examine(
                 dataset,
-                splits=[name for names in splits or () for name in names.split(",")],
-                clips_per_split=clips_per_split,
-                num_frames=frames,
+                splits=[name for names in splits for name in names.split(",")],
                 tokenizer=tokenizer,
                 max_caption_length=max_caption_length or longest,
-                workers=workers,
-                output=output,
+                **decoding,
             )
         except (ValueError, OSError) as error:
             fail(str(error))

@@ -59,7 +59,7 @@ class SelfTest:
         return sum(sum(counts.findings.values()) for counts in self.targets.values())
 
     def __str__(self) -> str:
-        rows = [("target", "cases", READ, IN_PART, REFUSED, "findings")]
+        rows: list[tuple[str, ...]] = [("target", "cases", READ, IN_PART, REFUSED, "findings")]
         for name, counts in self.targets.items():
             numbers = (counts.cases, *(counts.outcomes[status] for status in (READ, IN_PART, REFUSED)))
             known = f" (known: {_listed(counts.known)})" if counts.known else ""

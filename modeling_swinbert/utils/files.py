@@ -121,8 +121,10 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if folder.exists():
-            folder.rename(replaced) if overwrite else folder.rmdir()
+        if overwrite and folder.exists():
+            folder.rename(replaced)
+        elif folder.exists():
+            folder.rmdir()
         temporary.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:

@@ -107,6 +107,7 @@ def sent_clips(clips: list[Path], address: str) -> Iterator[Any]:
 def settled(sizes: list[int]) -> list[int]:
     """The sizes but those of the first tenth, when caches and pools fill."""
     rest = sizes[len(sizes) // 10 :]
+    print([round(size / 1e6, 1) for size in sizes])
     print(f"\n{len(sizes)} sizes, {rest[0] / 1e6:.1f} to {rest[-1] / 1e6:.1f} MB, spread {spread(rest):.2%}")
     return rest
 

@@ -297,7 +297,8 @@ class TemporaryFiles:
     def sweep(self) -> None:
         """Removes uploads that have stopped in the middle, and files that are old."""
         # By a clock that nobody sets: for each file its last change, and when that was first seen.
-        seen, now = {}, time.monotonic()
+        now = time.monotonic()
+        seen: dict[Path, tuple[int, float]] = {}
         for path in list(self.root.rglob("*")):
             with contextlib.suppress(OSError):  # somebody else removes it
                 if not path.is_file():

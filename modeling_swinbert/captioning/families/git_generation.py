@@ -42,7 +42,8 @@ def generate_captions(model: Any, pixel_values: torch.Tensor, **kwargs: Any) -> 
     """
 
     def encode_before_first_word(git: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
-        cache, pixels = inputs.get("cache"), inputs.get("pixel_values")
+        cache: Any = inputs.get("cache")
+        pixels = inputs.get("pixel_values")
         if pixels is None or type(cache) is not DynamicCache or cache.offloading or cache.get_seq_length():
             return None
         beams = len(pixels) // len(pixel_values)
