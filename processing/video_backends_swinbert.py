@@ -284,19 +284,21 @@ class StreamDecoder:
     def replacements(self, lost: list[int], part: range) -> tuple[dict[int, np.ndarray], int]:
         """
         Pictures for frames that `frames` did not return, each of the nearest frame of `part` that can be decoded, and
-        how many of them are of another frame than the lost one.
+        how many of them are of another frame than the lost one. Where all frames are grey, those that FFmpeg does not
+        mark are better than none; then all of the lost ones count.
 
         Decodes every packet, in one thread: after an error, FFmpeg's frame threads drop good frames too.
         """
         timeline = self.timeline
         skip_none: np.ndarray = np.zeros(len(timeline.packets), bool)
         everything = _surroundings(timeline, part)
-        for spans in (_spans(timeline, np.asarray(lost), whole_groups=True), everything):
+        group = _spans(timeline, np.asarray(lost), whole_groups=True)
+        for spans, only_marked in ((group, False), (everything, False), (everything, True)):
             distance: np.ndarray = np.full(len(lost), np.iinfo(np.int64).max)
             nearest: list[np.ndarray | None] = [None] * len(lost)
             self._open()
             for first, last in spans:
-                self._restart(first)
+                self._restart(first, only_marked)
                 for number, frame in self._decode_packets(last, skip_none):
                     if number not in part:
                         continue
@@ -309,7 +311,7 @@ class StreamDecoder:
             pictures = {number: picture for number, picture in zip(lost, nearest, strict=True) if picture is not None}
             # A group whose key frame is damaged has blank frames, unless the group before it is decoded too.
             if len(pictures) == len(lost) and (spans is everything or not self._has_blank_frames):
-                replaced = {number for number, away in zip(lost, distance, strict=True) if away}
+                replaced = {number for number, away in zip(lost, distance, strict=True) if away or only_marked}
                 return pictures, len(replaced - {timeline.truncated_frame})
         num_packets = sum(last - first + 1 for first, last in everything)
         raise VideoDecodeError(
@@ -375,7 +377,7 @@ class StreamDecoder:
             and bool((self._is_fed[packets] | (packets >= self._position)).all())
         )
 
-    def _restart(self, first: int) -> None:
+    def _restart(self, first: int, only_marked: bool = False) -> None:
         """Clears the decoder, to begin at packet `first`."""
         self._codec.flush_buffers()
         self._output.clear()
@@ -383,7 +385,7 @@ class StreamDecoder:
         self._begin = self._position = first  # the packets that the decoder gets first and next
         self._latest = -1  # frame that was returned last
         self._num_output = 0
-        self._blank = BlankFrames(is_damaged=not self.timeline.packets["is_key"][first])
+        self._blank = BlankFrames(not self.timeline.packets["is_key"][first], only_marked)
         self._is_continuous = True
 
     def _decode_packets(self, last: int, skip: np.ndarray, until: int | None = None) -> Iterator[tuple[int, Any]]:

@@ -266,15 +266,16 @@ class BlankFrames:
     Args:
         is_damaged (`bool`): whether decoding begins elsewhere than at a key frame. As an attribute, whether there was
             damage since the last good key frame.
+        only_marked (`bool`): whether only frames that FFmpeg marks count as blank.
     """
 
-    def __init__(self, is_damaged: bool):
-        self.is_damaged = is_damaged
+    def __init__(self, is_damaged: bool, only_marked: bool = False):
+        self.is_damaged, self._only_marked = is_damaged, only_marked
 
     def is_blank(self, frame: Any) -> bool:
         """Of each decoded frame, in their order."""
         self.is_damaged = bool(frame.is_corrupt or (self.is_damaged and not frame.key_frame))
-        return self.is_damaged and _is_grey(frame)
+        return bool(frame.is_corrupt or (self.is_damaged and not self._only_marked)) and _is_grey(frame)
 
 
 def _is_grey(frame: Any) -> bool:

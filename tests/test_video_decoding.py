@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import threading
-import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -517,17 +516,17 @@ def test_no_foreign_error_comes_out_of_a_frame_that_cannot_be_converted():
 
 
 def test_threads_decode_damaged_clips_as_one_thread_does(numbered_clip, monkeypatch):
-    content = numbered_clip.read_bytes()
-    for seed in range(12):
-        damaged = bytearray(content)
-        for place in np.random.default_rng(seed).integers(len(content) // 4, len(content), 3):
-            damaged[place] ^= 255
+    with av.open(str(numbered_clip)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for number in (14, 25, 38):
+        damaged = bytearray(numbered_clip.read_bytes())
+        position, size = packets[number]
+        damaged[position : position + size] = b"\xff" * size
         found = []
         for pixels in (1 << 60, 0):
             monkeypatch.setattr(backends, "_THREADED_PIXELS", pixels)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found.append(decode_video(bytes(damaged), num_frames=20))
+            with pytest.warns(UserWarning, match="could not be decoded"):
+                found.append(decode_video(bytes(damaged)))
         (one, of_one), (several, of_several) = found
-        assert of_one.missing_frames == of_several.missing_frames
+        assert of_one.missing_frames == of_several.missing_frames > 0
         np.testing.assert_array_equal(one, several)

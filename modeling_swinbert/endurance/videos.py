@@ -100,7 +100,8 @@ def checked_decode(source: Any, **settings: Any) -> tuple[str, str]:
     is_warned = any("could not be decoded" in str(each.message) for each in said)
     if is_warned != bool(metadata.missing_frames) or settings.get("strict") and is_warned:
         raise Finding("uncounted frames", "", f"missing_frames is {metadata.missing_frames}, warnings {len(said)}")
-    if grey := [number for number, frame in enumerate(frames) if is_grey(frame)]:
+    grey = [number for number, frame in enumerate(frames) if is_grey(frame)]
+    if grey and metadata.missing_frames < len(frames):  # where nothing but grey is left, all of it is counted
         about = f"frames {grey} of {len(frames)} are grey, missing_frames is {metadata.missing_frames}"
         raise Finding("grey", "", about)
     about = f"{metadata.missing_frames} {metadata.frames_indices} {np.round(times, 6).tolist()} "
