@@ -31,6 +31,12 @@ FOUND = {
         "video", "sample.mp4", [["flip", 6908]], {"num_frames": 1, "source": "path object"}
     ),
     "rows of JSON in a file without a suffix": Case("captions", "dense rows/predictions", [], {"seed": 156614956}),
+    "rows of too many brackets": Case(
+        "captions", "dense rows/references", [["insert", 76, b"[".hex() * 3000]], {"seed": 1524270551}
+    ),
+    "column with a NUL in its name": Case(
+        "dataset", "table/metadata.csv", [["insert", 23, "00"]], {"seed": 2379527461}
+    ),
     "tokenizer that its library refuses": Case(
         "model",
         "tokenizer.json",

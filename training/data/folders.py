@@ -113,9 +113,9 @@ def _read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | ValueEr
         if text.strip():
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, too many digits or brackets
                 line = None
-            malformed = ValueError(f"expected an object with `file_name`, found {text!r}")
+            malformed = ValueError(f"expected an object with `file_name`, found {text[:200]!r}")
             yield f"line {number}", line if isinstance(line, dict) else malformed
 
 

@@ -186,7 +186,7 @@ def _dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return datasets.Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, datasets.table.CastError) as error:
         raise ValueError(f"Expected values of one type under each of the names {list(names)}: {error}") from error
 
 
@@ -228,7 +228,7 @@ def _sample_row(folder: Path, shard: Path, key: str | None, sample: dict[str, An
         row |= {"video": {"path": f"{shard}/{video.name}", "bytes": None}}
         row |= {"shard": str(shard), "offset": video.offset_data, "size": video.size}
         yield clean_row(_with_texts(row, sample.get("json"), sample.get("txt")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{shard}, {key}: {error}.") from error
 
 
