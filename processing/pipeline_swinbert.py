@@ -287,6 +287,8 @@ class VideoCaptioningPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
         """Saves model and processor and, where the model type is not one of transformers', the code of all of them."""
+        # `pipeline` hands its dtype to the tokenizer too, whose settings are saved as JSON.
+        self.processor.tokenizer.init_kwargs.pop("dtype", None)
         if self.family.ships_code:
             super().save_pretrained(save_directory, **kwargs)
         else:

@@ -476,7 +476,7 @@ def test_a_file_system_without_rename(command, clips, expected, shapes, tmp_path
     assert stopped.code == 143
     refused = command(*arguments, fault=without_rename)
     assert refused.code == 1 and not output.exists() and not list(tmp_path.rglob("*.unfinished"))
-    assert f"Operation not permitted: '{output}'. The captions so far are kept" in refused.stderr
+    assert "Operation not permitted" in refused.stderr and "The captions so far are kept" in refused.stderr
     again = command(*arguments)
     assert again.code == 0 and "5 of 5 clips have their captions" in again.stderr
     changes = {"max_steps": 2, "eval_strategy": "no", "eval_split": "none"}

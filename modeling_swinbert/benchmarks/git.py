@@ -1,7 +1,7 @@
 """GIT through our pipeline's `generate`, beside plain `GitForCausalLM.generate`."""
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,7 @@ def git(bench: "Bench") -> list[Table]:
     tables = []
     for beams, search in ((1, "greedy"), (4, "4 beams")):
         # Random weights would repeat one word for ever, whatever the clip.
-        options = {"input_ids": start, "no_repeat_ngram_size": 1, **bench.generation(beams)}
+        options: dict[str, Any] = {"input_ids": start, "no_repeat_ngram_size": 1, **bench.generation(beams)}
         rows, captions = bench.compare(
             {
                 "plain generate": functools.partial(model.generate, pixel_values=pixels, **options),

@@ -23,7 +23,7 @@ _LIBRARIES = (
 
 def startup(bench: "Bench") -> list[Table]:
     swinbert = ("-m", "swinbert")
-    commands = {
+    commands: dict[str, Sequence[str]] = {
         "import torch": ("-c", "import torch"),
         "swinbert --help": (*swinbert, "--help"),
         "swinbert --version": (*swinbert, "--version"),
