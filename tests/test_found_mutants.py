@@ -37,6 +37,7 @@ FOUND = {
     "column with a NUL in its name": Case(
         "dataset", "table/metadata.csv", [["insert", 23, "00"]], {"seed": 2379527461}
     ),
+    "parquet with a wrong length": Case("dataset", "parquet/metadata.parquet", [["flip", 388]], {"seed": 1345515595}),
     "tokenizer that its library refuses": Case(
         "model",
         "tokenizer.json",

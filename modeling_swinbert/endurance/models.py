@@ -80,7 +80,6 @@ class ModelTarget:
 
 def _load_and_caption(folder: Path, clip: Path) -> str:
     from swinbert.captioning.loading import LoadingError, load_captioner
-    from swinbert.processing import VideoDecodeError
 
     try:
         captioner = load_captioner(str(folder), device="cpu", max_length=4)
@@ -90,7 +89,7 @@ def _load_and_caption(folder: Path, clip: Path) -> str:
         return REFUSED
     try:
         (result,) = captioner(str(clip))
-    except VideoDecodeError:
+    except ValueError:  # the clip does not fit the model
         return REFUSED
     if not isinstance(result["generated_text"], str):
         raise Finding("no caption", "load_captioner", json.dumps(result, default=repr))

@@ -158,7 +158,11 @@ def _value(name: str, text: str) -> Any:
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, row in enumerate(pq.read_table(file).to_pylist()):
+    try:
+        rows = pq.read_table(file).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(f"{file}: expected a parquet file: {error}.") from error
+    for number, row in enumerate(rows):
         # Tables of pandas have NaN where there is no number.
         is_nan = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
         yield f"row {number}", {name: value for name, value in row.items() if name not in is_nan}
