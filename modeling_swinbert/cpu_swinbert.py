@@ -175,7 +175,7 @@ class BiasedAttention(torch.autograd.Function):
             part_bias = bias_of_part(bias, window, part)
             part_bias = part_bias if mask is None else part_bias + mask
             context = F.scaled_dot_product_attention(query, key, value, part_bias[None], scale=scaling)
-            output[rows] = context.transpose(1, 2).flatten(0, 1)
+            output[rows].unflatten(0, shape).copy_(context.transpose(1, 2))
         return output
 
     @staticmethod
@@ -189,8 +189,6 @@ class BiasedAttention(torch.autograd.Function):
         qkv, bias, output = ctx.saved_tensors
         grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias)
         grad_of_windows = grad_bias.unflatten(2, ctx.window).unflatten(1, ctx.window)
-        # Sums of P * dP over a row of attention weights P, which are dO . O.
-        row_sums = (grad_output * output).sum(-1)
         for part, mask, rows, (_, num_tokens) in _parts_of_rows(ctx.groups):
             part_bias = bias_of_part(bias, ctx.window, part)
             part_bias = part_bias if mask is None else part_bias + mask
@@ -202,8 +200,9 @@ class BiasedAttention(torch.autograd.Function):
                 grad_query, grad_key, grad_value = grad_qkv[window, :, heads].permute(1, 2, 0, 3)
                 grad_context = grad_output[window, heads].transpose(0, 1)
                 weights = torch.baddbmm(part_bias[heads], query, key.transpose(1, 2), alpha=ctx.scaling).softmax(-1)
-                grad_scores = torch.bmm(grad_context, value.transpose(1, 2))
-                grad_scores.sub_(row_sums[window, heads].t()[:, :, None]).mul_(weights)
+                # Gradients of softmax: P * (dP - sum of P * dP over a row), where that sum is dO . O.
+                row_sums = (grad_context * output[window, heads].transpose(0, 1)).sum(-1, keepdim=True)
+                grad_scores = torch.bmm(grad_context, value.transpose(1, 2)).sub_(row_sums).mul_(weights)
                 grad_part[heads] += grad_scores.view(grad_part[heads].shape)
                 grad_query.copy_(torch.bmm(grad_scores, key)).mul_(ctx.scaling)
                 grad_key.copy_(torch.bmm(grad_scores.transpose(1, 2), query)).mul_(ctx.scaling)
