@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,6 @@ def test_decoding_in_float16_is_refused(monkeypatch):
     model = SwinBertForVideoCaptioning.from_pretrained(swinbert.bundled_model())
     with pytest.raises(ValueError, match="float32 on a CPU"):
         quantize_decoding(copy.deepcopy(model).bfloat16())
-    monkeypatch.setattr(torch.backends.quantized, "supported_engines", ["qnnpack"])
+    monkeypatch.setattr(torch.backends, "quantized", SimpleNamespace(supported_engines=["qnnpack"]))
     with pytest.raises(ValueError, match="FBGEMM, which this PyTorch lacks"):
         quantize_decoding(model)

@@ -23,7 +23,7 @@ SHIPPED = sorted([*ROOT.glob("modeling_swinbert/*_swinbert.py"), *ROOT.glob("pro
 NAMES = {file.stem for file in SHIPPED}
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 # Packages that loading with `trust_remote_code` requires; imports inside `try` are optional.
-REQUIRED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"}
+REQUIRED = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 
 
 def imports(tree: ast.AST, optional: bool = False):

@@ -224,7 +224,7 @@ class CheckpointingTrainer(Trainer):
         wrapped_class = type(self.model)
         self.model.__class__ = next(base for base in wrapped_class.__mro__ if not issubclass(base, FSDPModule))
         try:
-            if self._staging is not None:
+            if self._staging is not None or not self.args.should_save:  # one process writes, the others only take part
                 super()._save(output_dir, state_dict)
             else:
                 self._save_whole_files(Path(output_dir or str(self.args.output_dir)), state_dict)
