@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import tiny_run
@@ -329,10 +329,17 @@ def test_a_new_folder_is_not_written(command, tmp_path, number):
 
 
 def test_a_forked_worker_does_not_speak_for_the_command(tmp_path):
+    def work(started: Any) -> None:
+        started.set()
+        time.sleep(60)
+
     def main() -> None:
         with cli.messages.stopped_by_signals():
-            worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            fork = multiprocessing.get_context("fork")
+            started = fork.Event()
+            worker = fork.Process(target=work, args=(started,))
             worker.start()
+            started.wait()  # Python forgets signals that arrive in the middle of a fork
             worker.terminate()
             worker.join(30)
             sys.exit(0 if worker.exitcode == -signal.SIGTERM else 1)
