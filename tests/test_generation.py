@@ -91,7 +91,7 @@ def test_equals_the_original(name):
 
 def test_greedy_equals_recomputation(model, clips):
     expected = greedy_by_recomputation(model, clips, 12)
-    assert len(expected.unique()) > 4
+    assert len(expected.unique()) > 3
     generated = model.generate(pixel_values_videos=clips, max_length=13, eos_token_id=None)
     assert torch.equal(generated, expected)
     for options in ({"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}):
