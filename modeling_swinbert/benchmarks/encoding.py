@@ -17,7 +17,7 @@ _SIDE = 2048  # of the matrices whose product is the peak
 _LIMIT = (
     "attention takes a fifth of the time, below half of the peak: its products are 32 deep, softmax a quarter of it;"
     " tried: softmax between batched MKL products 0.99 and 1.05 of the encoder's time with and without AVX-512, grouped"
-    " convolutions of oneDNN no faster than MKL's products, oneDNN Graph through the deprecated TorchScript 0.84 of"
+    " convolutions of oneDNN no faster in all than MKL, oneDNN Graph through the deprecated TorchScript 0.84 of"
     " attention's time, GELU and residuals within oneDNN's products 0.99 of the encoder's time"
 )
 _INT8_LIMIT = (
