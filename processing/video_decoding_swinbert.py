@@ -492,16 +492,16 @@ def decode_video(
         strict (`bool`): whether to refuse a clip if a wanted frame cannot be decoded. Otherwise the nearest frame that
             can be decoded replaces it, with a warning that counts such frames.
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.
-        deinterlace (`bool`): whether to deinterlace frames that are marked as interlaced, by FFmpeg's `bwdif`: one
-            picture for each frame.
+        deinterlace (`bool`): whether to deinterlace frames marked as interlaced (FFmpeg's `bwdif`), a picture each.
         tone_map (`bool`): whether frames of high dynamic range (PQ, HLG) become pictures of BT.709, by the tone curve
             of BT.2390, see `video_colors_swinbert.py`. If not, a warning says that their colours are wrong.
         transform (callable, *optional*): applied to each frame, (H, W, C), as soon as it is decoded; one that makes
             frames smaller saves the memory of a clip at full size. It must not keep the array that it gets.
 
     Returns:
-        frames `np.ndarray` of uint8, (T, H, W, C), RGB, as they are meant to be seen: upright, with square pixels, over
-        white; and `VideoMetadata`: `total_num_frames` of the whole video, `height` and `width` before any `transform`.
+        frames `np.ndarray` of uint8, (T, H, W, C), RGB, as they are meant to be seen: upright, with square pixels, and
+        what is transparent over white; and `VideoMetadata`: `total_num_frames` of the whole video, `frames_indices`
+        counted from its first frame, `height` and `width` before any `transform`.
 
     Raises:
         VideoDecodeError: with `.source` and `.kind`, see there.

@@ -4,12 +4,12 @@ import base64
 import http.server
 import re
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from encoded_clips import encode
+from loopback import serving
 from typer.testing import CliRunner
 
 import swinbert
@@ -103,12 +103,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 def test_fetched_clip_has_a_plain_name_and_goes_with_the_visitor(demo, monkeypatch):
     monkeypatch.setattr(sources, "_is_public", lambda address: address == "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}"
+    with serving(Handler) as address:
         file = demo.fetch(f"  {address}/sample.mp4?token=..%2F..%2Fx ", "visitor")
         odd = demo.fetch(f"{address}/%2e%2e/./sam%70le.mp4", "visitor")
-        server.shutdown()
     assert file.read_bytes() == odd.read_bytes() == SAMPLE.read_bytes()
     assert (file.name, odd.name) == ("sample.mp4", "sample.mp4") and demo.files.root in file.parents
     assert [each.text for each in list(demo.caption(file))[-1].captions][0]

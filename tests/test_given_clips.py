@@ -1,6 +1,5 @@
 """What people give as a clip: arrays of any type, file objects of any library, decoders, rows of tables, odd names."""
 
-import http.server
 import io
 import os
 import tarfile
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from encoded_clips import encode, error_kind, read_numbers
+from loopback import QuietHandler, serving
 from PIL import Image
 
 from swinbert.processing import SwinBertVideoProcessor, VideoDecodeError, decode_video
@@ -205,7 +205,7 @@ def server(path):
     """Serves the clip under names with spaces and umlauts, and redirects to such names; notes what it was asked for."""
     asked = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self):
             asked.append((self.path, self.headers["Host"]))
             if self.path.startswith("/to/"):
@@ -222,13 +222,8 @@ def server(path):
             else:
                 self.send_error(404)
 
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", asked
-        running.shutdown()
+    with serving(Handler) as address:
+        yield address, asked
 
 
 @pytest.mark.parametrize(

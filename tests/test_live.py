@@ -1,6 +1,5 @@
 """Captions of streams while they go on: a pipe in real time, a file that grows, an address in the network."""
 
-import http.server
 import itertools
 import os
 import subprocess
@@ -14,6 +13,7 @@ import av
 import pytest
 from captioning import write_git_folder
 from encoded_clips import GROUPS_WITHOUT_B_FRAMES, encode, numbered_frame, read_numbers
+from loopback import QuietHandler, serving
 from typer.testing import CliRunner
 
 from swinbert.captioning import LiveStream, captions, live, load_captioner
@@ -154,7 +154,7 @@ def test_what_is_no_stream_is_an_error(captioner, tmp_path):
 
 @pytest.fixture
 def address(transport_stream):
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self):
             playlist = f"#EXTM3U\n#EXTINF:3,\nfile://{transport_stream}\n#EXT-X-ENDLIST\n".encode()
             content = playlist if self.path.endswith(".m3u8") else transport_stream.read_bytes()
@@ -163,13 +163,8 @@ def address(transport_stream):
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(Handler) as address:
+        yield address
 
 
 def test_addresses_only_if_they_are_allowed(captioner, address):

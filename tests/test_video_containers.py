@@ -1,14 +1,13 @@
 """What FFmpeg may use to open a clip: no container that leads elsewhere, no protocol, no decoder of sound."""
 
-import http.server
 import struct
-import threading
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from encoded_clips import GROUPS, encode, error_kind, numbered_frame, read_numbers
+from loopback import QuietHandler, serving
 from PIL import Image
 
 from swinbert.processing import decode_video
@@ -20,18 +19,13 @@ def requests_of():
     """The address of a server on this computer, and the list of what was asked of it."""
     asked: list[str] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self):
             asked.append(self.path)
             self.send_error(404)
 
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", asked
-        running.shutdown()
+    with serving(Handler) as address:
+        yield address, asked
 
 
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{folder}part.ts\n#EXT-X-ENDLIST\n"

@@ -1,15 +1,14 @@
 """Paths, bytes, file objects and URLs: what can be opened, and what must not be."""
 
-import http.server
 import io
 import pickle
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from encoded_clips import Unseekable, error_kind, read_numbers
+from loopback import QuietHandler, serving
 
 from swinbert.processing import VideoDecodeError, decode_video
 from swinbert.processing import video_sources_swinbert as sources
@@ -66,7 +65,7 @@ def server(numbered_clip):
     """An HTTP server on a loopback address: the clip, redirects, slow and broken answers."""
     content = numbered_clip.read_bytes()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self):
             redirects = {
                 "/found": "/clip.mp4",
@@ -95,13 +94,8 @@ def server(numbered_clip):
             else:
                 self.send_error(404)
 
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+    with serving(Handler) as address:
+        yield address
 
 
 def test_urls(server, monkeypatch):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
+from swinbert.utils.text import is_json
+
 Operation = list[Any]
 
 # Beside these, there are numbers that lie well: boxes of mp4 and mov, chunks of AVI, elements of Matroska and so on.
@@ -51,7 +53,6 @@ _TEXTS = (
     *("\x85", "\u2028", "nan", "NaN", "-1", "1e999", "9" * 5000, "[" * 3000, "null", "true", "../", "/", "#", "="),
     *("  ", "&a", "*a"),
 )
-
 
 # --- Applying ---------------------------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ def _change_json(content: bytes, path: list[str | int], action: str, value: Any 
     try:
         text = content.decode()
         lines = text.split("\n")
-        is_document = _parses(text)
+        is_document = is_json(text)
         if is_document:
             return json.dumps(_changed(json.loads(text), path, action, value)).encode()
         number = int(path[0]) % len(lines)
@@ -141,14 +142,6 @@ def _change_json(content: bytes, path: list[str | int], action: str, value: Any 
         return "\n".join(lines).encode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return content
-
-
-def _parses(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _changed(document: Any, path: list[str | int], action: str, value: Any) -> Any:
@@ -281,10 +274,10 @@ def _json_places(content: bytes) -> list[list[str | int]]:
         text = content.decode()
     except UnicodeDecodeError:
         return []
-    if _parses(text):
+    if is_json(text):
         return _paths(json.loads(text))
     lines = text.split("\n")
-    return [[number, *path] for number, line in enumerate(lines) if _parses(line) for path in _paths(json.loads(line))]
+    return [[number, *path] for number, line in enumerate(lines) if is_json(line) for path in _paths(json.loads(line))]
 
 
 def _paths(value: Any) -> list[list[str | int]]:

@@ -1,8 +1,17 @@
-"""Short forms of values and of lists of names, for messages."""
+"""Whether a text is JSON; short forms of values and of lists of names, for messages."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is a JSON document that Python can read."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def preview(value: Any, length: int = 60) -> str:

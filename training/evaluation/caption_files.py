@@ -13,7 +13,7 @@ from typing import Any
 from swinbert.processing.video_sources_swinbert import as_seconds
 from swinbert.training.prepare.documents import AnnotationError, Node, read_text
 from swinbert.utils.files import write_json
-from swinbert.utils.text import first_names
+from swinbert.utils.text import first_names, is_json
 
 # What may name a clip, the most telling first; `path` is that of `swinbert caption --format jsonl`.
 _ID_KEYS = ("id", "video_id", "image_id", "file_name", "path")
@@ -131,7 +131,7 @@ def _rows(file: Path) -> list[Node]:
         document = Node.parse(file, text)
         rows = (document if isinstance(document.value, list) else document["annotations"]).list()
     else:
-        if not text.endswith("\n") and not _is_json(lines[-1][1]):
+        if not text.endswith("\n") and not is_json(lines[-1][1]):
             warnings.warn(f"{file} was cut off in its last line, which is left out.", stacklevel=2)
             del lines[-1]
         rows = [Node.parse(file, line, number) for number, line in lines]
@@ -142,15 +142,7 @@ def _rows(file: Path) -> list[Node]:
 
 def _is_line_of_its_own(line: str) -> bool:
     """Whether the first line of a file is an object with captions, not the beginning, or all, of a COCO file."""
-    return _is_json(line) and isinstance(value := json.loads(line), dict) and "annotations" not in value
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return is_json(line) and isinstance(value := json.loads(line), dict) and "annotations" not in value
 
 
 def _id(row: Node) -> str:
