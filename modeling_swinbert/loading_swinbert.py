@@ -28,7 +28,8 @@ class SafetensorsModel(PreTrainedModel):
         As [`PreTrainedModel.from_pretrained`], from `.safetensors` only.
 
         Raises:
-            ValueError: `use_safetensors=False` asks for a pickle, or a configuration is damaged.
+            ValueError: `use_safetensors=False` asks for a pickle, a configuration is damaged, or weights have other
+                shapes than it says.
             OSError: the folder or repository has no safetensors, a file is damaged or differs from the Hub's, or any
                 error of the library's.
         """
@@ -36,7 +37,7 @@ class SafetensorsModel(PreTrainedModel):
         if kwargs.get("use_safetensors") is False:
             raise ValueError(f"`use_safetensors=False` is refused: {_REMEDY}")
         try:
-            return super().from_pretrained(
+            loaded = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, **{**kwargs, "use_safetensors": True}
             )
         except OSError as error:
@@ -47,6 +48,13 @@ class SafetensorsModel(PreTrainedModel):
         except SafetensorError as error:
             raise OSError(
                 f"The weights of {pretrained_model_name_or_path} are damaged ({error}): download or save them again."
+            ) from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"Weights of {pretrained_model_name_or_path} have other shapes than its configuration says; the report"
+                " above lists them. With `ignore_mismatched_sizes=True` they are initialised from scratch."
             ) from error
         except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
             raise ValueError(
@@ -59,6 +67,9 @@ class SafetensorsModel(PreTrainedModel):
             started = min(started, time.time() - (time.monotonic() - ticks))  # if the clock was set back meanwhile
             for source in filter(None, (pretrained_model_name_or_path, adapter)):
                 check_downloads(str(source), started, kwargs.get("cache_dir"), kwargs.get("revision"))
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        _check_tokens(str(pretrained_model_name_or_path), model)
+        return loaded
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args: Any, **kwargs: Any):
@@ -68,6 +79,18 @@ class SafetensorsModel(PreTrainedModel):
                 f"{', '.join(refused)} is not opened: pickles can run code. Save the adapter again, as safetensors."
             )
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+
+def _check_tokens(source: str, model: PreTrainedModel) -> None:
+    """Checks the tokens that `generation_config.json` names, which the library does not."""
+    size = model.config.get_text_config().vocab_size
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        found = getattr(model.generation_config, name, None)
+        for token in found if isinstance(found, list) else [found]:
+            if token is not None and not (type(token) is int and 0 <= token < size):
+                raise ValueError(
+                    f"generation_config.json of {source}: `{name}` must be of the {size} tokens, got {found!r}."
+                )
 
 
 def check_downloads(

@@ -111,8 +111,11 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
             if any(not isinstance(pixels, int) or pixels < 1 for pixels in dict(getattr(self, name) or {}).values()):
                 raise ValueError(f"`{name}` must have positive integers, got {getattr(self, name)}.")
         for name in ("image_mean", "image_std"):
-            if isinstance(values := getattr(self, name), (list, tuple)) and len(values) not in (1, 3):
-                raise ValueError(f"`{name}` must have a number for each of 3 channels, got {values}.")
+            values = np.atleast_1d(getattr(self, name))
+            if values.dtype.kind not in "if" or values.shape not in ((1,), (3,)):
+                raise ValueError(f"`{name}` must have a number for each of 3 channels, got {getattr(self, name)!r}.")
+        if not (isinstance(factor := self.rescale_factor, numbers.Real) and factor > 0):
+            raise ValueError(f"`rescale_factor` must be a positive number, got {factor!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in super().to_dict().items() if key not in self._per_call}

@@ -74,6 +74,43 @@ FOUND = {
     "list for the settings of captions": Case(
         "model", "generation_config.json", [["json", [], "set", [None]]], {"through": "from_pretrained", **MODEL}
     ),
+    "weights of another shape": Case(
+        "model",
+        "config.json",
+        [["json", ["max_position_embeddings"], "rename", "{}"]],
+        {"through": "from_pretrained", **MODEL},
+    ),
+    "text for a token": Case(
+        "model",
+        "generation_config.json",
+        [["json", ["eos_token_id"], "set", " "]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "token that there is not": Case(
+        "model",
+        "generation_config.json",
+        [["json", ["bos_token_id"], "set", -1]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "text for a standard deviation": Case(
+        "model",
+        "processor_config.json",
+        [["json", ["video_processor", "image_std"], "set", "\u00e9"]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "text for a factor": Case(
+        "model",
+        "processor_config.json",
+        [["json", ["video_processor", "rescale_factor"], "set", "a"]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "half of a character": Case(
+        "dataset", "lines/metadata.jsonl", [["json", [0, "captions"], "rename", "\ud800"]], {"seed": 338028393}
+    ),
+    "control character in a caption": Case(
+        "dataset", "beside/train/b.txt", [["insert", 4, "c285"]], {"seed": 2196875674}
+    ),
+    "parquet page that is damaged": Case("dataset", "parquet/metadata.parquet", [["flip", 344]], {"seed": 2353577393}),
     "pickle beside damaged weights": Case(
         "model",
         "model.safetensors",

@@ -321,7 +321,7 @@ def test_gradient_accumulation_equals_a_large_batch(shapes, tmp_path):
 def test_freed_memory_is_kept_or_returned():
     program = """
 import sys, torch
-from swinbert.training.memory import keep_freed_memory
+from swinbert.utils.memory import keep_freed_memory
 
 if sys.argv[1] != "default":
     keep_freed_memory(sys.argv[1] == "kept")

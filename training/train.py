@@ -38,7 +38,6 @@ from swinbert.training.data.clip_datasets import (
 )
 from swinbert.training.data.frame_cache import FrameCache
 from swinbert.training.families import model_family
-from swinbert.training.memory import keep_freed_memory
 from swinbert.training.metrics import MissingTool
 from swinbert.training.monitoring import CaptionMetrics, plot_history
 from swinbert.training.moving_shapes.scoring import CARD_METRICS, exact_content_scores
@@ -47,6 +46,7 @@ from swinbert.training.scst import SelfCriticalTrainer
 from swinbert.training.tokenization import CAPTIONS_TOKENIZER
 from swinbert.training.trainer import VideoCaptioningTrainer
 from swinbert.utils.files import no_such_folder, refuse_missing_folder
+from swinbert.utils.memory import keep_freed_memory
 
 # Names of errors of `ClipDataset` and `ClipStream`.
 _UNREADABLE = (VideoDecodeError.__name__, UnreadableClipsError.__name__)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from swinbert.cli.messages import fail, quiet_libraries, say
+from swinbert.utils.memory import share_one_heap
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ def import_captioning() -> None:
     until the process ends: to look through them again and again, and once more at the end, would take as long as half
     of the imports.
     """
+    share_one_heap()
     gc.disable()
     try:
         from swinbert.captioning import labelling, loading  # noqa: F401

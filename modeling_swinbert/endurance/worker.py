@@ -3,6 +3,7 @@ The process in which cases are tried. It may crash or hang: `Watched` in the wat
 anew.
 """
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -51,6 +52,7 @@ def _serve(
 ) -> None:
     """Tries what arrives until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the watching process
+    os.setsid()  # `Watched.stop` ends the processes that commands start, too
     with (folder / _MESSAGES).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -120,7 +122,8 @@ class Watched:
     def start(self) -> None:
         self._connection, other = self._context.Pipe()
         arguments = other, self._make_targets, self._folder, self._cpu_seconds
-        self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        # Not a daemon: commands start processes of their own.
+        self._process = self._context.Process(target=_serve, args=arguments, daemon=False)
         with _environment():
             self._process.start()
         other.close()
@@ -164,6 +167,8 @@ class Watched:
     def stop(self) -> None:
         if self._process is not None:
             self._connection.close()
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()  # if it has not yet a group of its own
             self._process.join()
             self._process = None

@@ -518,6 +518,8 @@ def _draw_clips(path: Path, splits: dict[str, datasets.Dataset], checks: dict[st
         clip = splits[split][number]
         lines = [f"{split}  {clip_name(clip)}"]
         lines += [line for text in clip["captions"] for line in textwrap.wrap(f"- {text}", 62)]
+        # Pillow's text layout fails at some control characters.
+        lines = ["".join(letter if letter.isprintable() else " " for letter in line) for line in lines]
         if len(lines) > 7:
             lines = [*lines[:6], f"... {len(clip['captions'])} captions"]
         draw.multiline_text((widest + 2 * _MARGIN, top), "\n".join(lines), fill="black", font=font)

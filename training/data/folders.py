@@ -160,7 +160,7 @@ def _value(name: str, text: str) -> Any:
 def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = pq.read_table(file).to_pylist()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a parquet file: {error}.") from error
     for number, row in enumerate(rows):
         # Tables of pandas have NaN where there is no number.

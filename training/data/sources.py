@@ -188,6 +188,8 @@ def _dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
         return datasets.Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
     except (pa.ArrowInvalid, pa.ArrowTypeError, datasets.table.CastError) as error:
         raise ValueError(f"Expected values of one type under each of the names {list(names)}: {error}") from error
+    except UnicodeEncodeError as error:  # JSON can name half of a pair of code units
+        raise ValueError(f"Expected Unicode text, found {error.object!r}: {error.reason}.") from error
 
 
 # --- Folders and tar shards -------------------------------------------------------------------------------------------
