@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -132,6 +133,27 @@ def test_exactly_once_after_the_death_of_a_worker_and_of_the_driver(tmp_path):
     expected = {each.clip: each.text for each in captions(names, load_captioner("moving-shapes"), batch_size=4)}
     assert {row["path"]: row["caption"] for row in rows if row["path"] != str(pipe)} == expected
     assert next(row["caption"] for row in rows if row["path"] == str(pipe)) == expected[names[0]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_job_keeps_what_is_done(tmp_path, number):
+    names = [str(write_clip(tmp_path / f"clip-{each:02d}.mp4", each)) for each in range(12)]
+    pipe = tmp_path / "pipe.mp4"
+    os.mkfifo(pipe)
+    output = tmp_path / "out"
+    job = bulk(manifest_of(tmp_path, *names, str(pipe)), output)
+    try:
+        wait_for_parts(output, 1, job)
+        started = psutil.Process(job.pid).children(recursive=True)
+        job.send_signal(number)
+        _, messages = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode == 128 + number, messages.decode()
+    assert "the same command goes on" in messages.decode()
+    assert 0 < len(rows_in(output)) <= len(names)
+    assert not [file.name for file in output.iterdir() if not file.name.startswith(("part-", "settings", "."))]
+    assert not still_running(started, seconds=20)
 
 
 # --- Jobs of workers without a model ----------------------------------------------------------------------------------

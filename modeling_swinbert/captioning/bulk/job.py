@@ -158,7 +158,8 @@ class Job:
                 self._say(
                     f"{progress.num_before:,} of {progress.num_clips:,} clips are in {self._parts.folder} already."
                 )
-            with ray_started(self._address), _stopped_by_sigterm(), explained():
+            before_ray = signal.getsignal(signal.SIGTERM)
+            with ray_started(self._address), _stopped_by_sigterm(before_ray), explained():
                 workers = choose_workers(self._workers, self._gpus_per_worker)
                 self._spec = replace(self._spec, cores=workers.cores)
                 if len(pending):
@@ -261,16 +262,19 @@ class Job:
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM, by which clusters end a process, is like Ctrl-C; Ray's own handler would abort."""
+def _stopped_by_sigterm(handler: Any) -> Iterator[None]:
+    """
+    SIGTERM, by which clusters end a process, stops the job by `handler`, or as Ctrl-C does if that is none; Ray's own
+    would abort.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, handler if callable(handler) else signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _with_pauses(results: "ray.data.Dataset") -> Iterator[pa.Table | None]:
