@@ -43,6 +43,8 @@ Part: TypeAlias = tuple[slice, slice, slice]
 CHUNK_BYTES: float = 4 << 20
 # Tokens of a window from which on computing its parts apart saves more time than the calls for each part take.
 MIN_TOKENS_TO_SPLIT: float = 128
+# Bytes of the hidden layer that the backward pass of `RecomputedMLP` computes at once.
+HIDDEN_BYTES = 2 << 20
 # Attention scores that the backward pass of `BiasedAttention` computes at once: 4 MB.
 _CHUNK_SCORES = 1 << 20
 
@@ -120,6 +122,70 @@ def recompute_in_backward(
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
+def keep_saved_tensors() -> contextlib.AbstractContextManager[None]:
+    """A context in which a checkpoint around it stores what layers save: it does not repeat them."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
+def can_recompute_mlp(rows: torch.Tensor, norm: nn.Module, first: nn.Module, second: nn.Module) -> bool:
+    """Whether [`RecomputedMLP`] can train these layers: ordinary ones in float32 on a CPU, none of them frozen."""
+    return all(
+        type(layer) is nn.Linear and layer.weight.ndim == 2 and _are_ordinary(rows, layer.weight)  # 1 where sharded
+        for layer in (first, second)
+    ) and all(parameter.requires_grad for layer in (norm, first, second) for parameter in layer.parameters())
+
+
+class RecomputedMLP(torch.autograd.Function):
+    """
+    An MLP of which only the input is stored. The backward pass computes the rest again, some rows at a time, without
+    the second layer's output, which no gradient needs. A checkpoint around the MLP would compute that too, and store
+    the hidden layer of all rows at once, four times as large as the input.
+    """
+
+    @staticmethod
+    def forward(
+        rows: torch.Tensor, first: Callable[[torch.Tensor], torch.Tensor], second: nn.Linear, *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Args:
+            rows: (R, C).
+            first: all before the second layer, (R, C) -> (R, I).
+            second: (R, I) -> (R, C).
+            parameters: of `first`, then weight and bias of `second`; all of them get gradients.
+        """
+        output = torch.empty_like(rows)
+        for part in _row_chunks(rows, second):
+            output[part] = second(first(rows[part]))
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        rows, ctx.first, ctx.second, *parameters = inputs
+        ctx.save_for_backward(rows, *parameters)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, *parameters = ctx.saved_tensors
+        grad_rows, totals = torch.empty_like(rows), [torch.zeros_like(each) for each in parameters]
+        with FastLinearMode() if _uses_fast_products() else contextlib.nullcontext():
+            for part in _row_chunks(rows, ctx.second):
+                with torch.enable_grad():
+                    chunk = rows[part].detach().requires_grad_()
+                    hidden = ctx.first(chunk)
+                grad = grad_output[part]
+                grad_hidden = F.linear(grad, ctx.second.weight.t())
+                grad_rows[part], *of_first = torch.autograd.grad(hidden, [chunk, *parameters[:-2]], grad_hidden)
+                of_second = F.linear(grad.t(), hidden.detach().t()), grad.sum(0)
+                for total, each in zip(totals, (*of_first, *of_second), strict=True):
+                    total += each
+        return grad_rows, None, None, *totals
+
+
+def _row_chunks(rows: torch.Tensor, second: nn.Linear) -> Iterator[slice]:
+    return _slices(len(rows), int(HIDDEN_BYTES // (second.in_features * rows.element_size())))
+
+
 # --- Attention with a learned bias ------------------------------------------------------------------------------------
 
 
@@ -169,6 +235,8 @@ class BiasedAttention(torch.autograd.Function):
         Returns:
             Output (R, heads, D).
         """
+        # Views of inputs require gradients even here, and a bias that does would not be fused.
+        qkv, bias = qkv.detach(), bias.detach()
         output = qkv.new_empty(len(qkv), *qkv.shape[2:])
         for part, mask, rows, shape in _parts_of_rows(groups):
             query, key, value = qkv[rows].unflatten(0, shape).permute(2, 0, 3, 1, 4)  # each (windows, heads, n, D)
@@ -391,14 +459,17 @@ __all__ = [
     "BiasedAttention",
     "Part",
     "FastLinearMode",
+    "RecomputedMLP",
     "apply_linear",
     "bias_of_part",
     "can_fuse_learned_bias",
+    "can_recompute_mlp",
     "fast_linear",
     "few_rows_product",
     "has_faster_onednn",
     "is_eager_tensor",
     "items_per_chunk",
+    "keep_saved_tensors",
     "map_frame_chunks",
     "one_row_product",
     "onednn_product",

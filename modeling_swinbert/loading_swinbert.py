@@ -68,7 +68,8 @@ class SafetensorsModel(PreTrainedModel):
             for source in filter(None, (pretrained_model_name_or_path, adapter)):
                 check_downloads(str(source), started, kwargs.get("cache_dir"), kwargs.get("revision"))
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        _check_tokens(str(pretrained_model_name_or_path), model)
+        if model.can_generate():
+            _check_tokens(str(pretrained_model_name_or_path), model)
         return loaded
 
     @staticmethod
@@ -86,11 +87,11 @@ def _check_tokens(source: str, model: PreTrainedModel) -> None:
     size = model.config.get_text_config().vocab_size
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         found = getattr(model.generation_config, name, None)
-        for token in found if isinstance(found, list) else [found]:
-            if token is not None and not (type(token) is int and 0 <= token < size):
-                raise ValueError(
-                    f"generation_config.json of {source}: `{name}` must be of the {size} tokens, got {found!r}."
-                )
+        tokens = found if isinstance(found, list) and name == "eos_token_id" else [found]
+        if found is not None and not all(type(token) is int and 0 <= token < size for token in tokens):
+            raise ValueError(
+                f"generation_config.json of {source}: `{name}` must name one of {size} tokens, got {found!r}."
+            )
 
 
 def check_downloads(

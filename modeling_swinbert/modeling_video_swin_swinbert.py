@@ -18,7 +18,16 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention_swinbert import attend  # noqa: F401 - named here, so that save_pretrained ships its file
 from .configuration_swinbert import VideoSwinConfig
-from .cpu_swinbert import fast_linear, items_per_chunk, map_frame_chunks, recompute_in_backward, worth_chunking
+from .cpu_swinbert import (
+    RecomputedMLP,
+    can_recompute_mlp,
+    fast_linear,
+    items_per_chunk,
+    keep_saved_tensors,
+    map_frame_chunks,
+    recompute_in_backward,
+    worth_chunking,
+)
 from .loading_swinbert import SafetensorsModel
 from .windows_swinbert import VideoSwinWindowAttention, WindowPlan, relative_position_index, window_plan
 
@@ -102,6 +111,14 @@ class VideoSwinMLP(nn.Module):
         with recompute_in_backward(activations, lambda: self.act(inner)):
             return self.drop(self.fc2(dropped))
 
+    def can_recompute(self, rows: torch.Tensor, norm: nn.Module) -> bool:
+        return torch.is_grad_enabled() and self.drop.p == 0.0 and can_recompute_mlp(rows, norm, self.fc1, self.fc2)
+
+    def recompute(self, rows: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+        """As `self(norm(rows))`, of which only `rows` (R, C) are stored for the backward pass."""
+        parameters = (*norm.parameters(), *self.fc1.parameters(), *self.fc2.parameters())
+        return RecomputedMLP.apply(rows, lambda chunk: self.act(self.fc1(norm(chunk))), self.fc2, *parameters)
+
 
 class VideoSwinBlock(GradientCheckpointingLayer):
     def __init__(self, config: VideoSwinConfig, dim: int, num_heads: int, shifted: bool, drop_path_rate: float):
@@ -132,6 +149,10 @@ class VideoSwinBlock(GradientCheckpointingLayer):
         """As `forward`, without chunks: attention within windows, then the MLP, each with a residual connection."""
         attended, weights = self.attn(self.norm1(hidden_states), plan, output_attentions)
         hidden_states = hidden_states + drop_path(attended, self.drop_path_rate, self.training, plan)
+        if self.gradient_checkpointing and self.mlp.can_recompute(hidden_states, self.norm2):
+            with keep_saved_tensors():
+                mixed = self.mlp.recompute(hidden_states, self.norm2)
+                return hidden_states + drop_path(mixed, self.drop_path_rate, self.training, plan), weights
         # Checkpointing stores no activations in any case, and its hooks on saved tensors must not be overridden.
         mixed = self.mlp(self.norm2(hidden_states), keep_activations=self.gradient_checkpointing)
         return hidden_states + drop_path(mixed, self.drop_path_rate, self.training, plan), weights

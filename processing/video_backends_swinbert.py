@@ -385,7 +385,7 @@ class StreamDecoder:
         self._begin = self._position = first  # the packets that the decoder gets first and next
         self._latest = -1  # frame that was returned last
         self._num_output = 0
-        self._blank = BlankFrames(not self.timeline.packets["is_key"][first], only_marked)
+        self._blank = BlankFrames(only_marked)
         self._is_continuous = True
 
     def _decode_packets(self, last: int, skip: np.ndarray, until: int | None = None) -> Iterator[tuple[int, Any]]:

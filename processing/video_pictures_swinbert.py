@@ -260,17 +260,18 @@ class BlankFrames:
     """
     Finds the frames of which FFmpeg hardly decoded anything, so that they are of middle grey. It marks some of them as
     corrupt, and frames of which it repaired a few blocks too; it does not mark those that are predicted from them, or
-    from a key frame that is missing. So of what follows damage, up to the next good key frame, all grey frames count as
-    blank.
+    from a key frame that is missing. So before the first key frame, and from damage to the next good one, all grey
+    frames count as blank.
 
     Args:
-        is_damaged (`bool`): whether decoding begins elsewhere than at a key frame. As an attribute, whether there was
-            damage since the last good key frame.
         only_marked (`bool`): whether only frames that FFmpeg marks count as blank.
+
+    Attributes:
+        is_damaged (`bool`): whether there was no good key frame yet, or damage since the last one.
     """
 
-    def __init__(self, is_damaged: bool, only_marked: bool = False):
-        self.is_damaged, self._only_marked = is_damaged, only_marked
+    def __init__(self, only_marked: bool = False):
+        self.is_damaged, self._only_marked = True, only_marked
 
     def is_blank(self, frame: Any) -> bool:
         """Of each decoded frame, in their order."""

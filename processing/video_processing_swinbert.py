@@ -32,6 +32,7 @@ from .video_timeline_swinbert import SAMPLINGS, VideoMetadata, check_num_frames,
 
 # How far floats in [0, 1] may lie outside: bicubic and Lanczos resampling overshoot by about a tenth.
 _OVERSHOOT = 0.125
+_MAX_SIDE = 1 << 14  # pixels of the model's frames
 
 
 class SwinBertVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
@@ -99,7 +100,6 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values_videos"]
     # Arguments of a call that are never stored: they belong to a clip or to a run.
     _per_call = ("start", "end", "generator", "allow_private_urls", "video_metadata")
-
     _decoding_arguments = ("video_backend", "strict", "deinterlace", "tone_map", "allow_private_urls")
 
     def __init__(self, **kwargs: Unpack[SwinBertVideoProcessorKwargs]):
@@ -108,8 +108,10 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
         if self.frame_sampling not in SAMPLINGS:
             raise ValueError(f"`frame_sampling` must be {' or '.join(SAMPLINGS)}, got {self.frame_sampling!r}.")
         for name in ("size", "crop_size"):
-            if any(not isinstance(pixels, int) or pixels < 1 for pixels in dict(getattr(self, name) or {}).values()):
-                raise ValueError(f"`{name}` must have positive integers, got {getattr(self, name)}.")
+            sides = dict(getattr(self, name) or {})
+            is_whole = name == "size" or sides.keys() == {"height", "width"}
+            if sides and not (is_whole and all(type(side) is int and 0 < side <= _MAX_SIDE for side in sides.values())):
+                raise ValueError(f"`{name}` must have sides of 1 to {_MAX_SIDE} pixels, got {getattr(self, name)}.")
         for name in ("image_mean", "image_std"):
             values = np.atleast_1d(getattr(self, name))
             if values.dtype.kind not in "if" or values.shape not in ((1,), (3,)):

@@ -6,7 +6,6 @@ nothing. In docstrings P is the number of packets, F of frames, T of sampled fra
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -486,8 +485,8 @@ def frame_range(
     if start is not None and end is not None and start >= end:
         raise VideoDecodeError(source, "bad_range", f"expected `start` before `end`, found {start} and {end}.")
 
-    def time_stamp(seconds: float) -> int:
-        return math.floor(seconds / time_base + 1e-3)  # 2 / 1e-6 is 1999999.9999999998, which means 2000000
+    def time_stamp(seconds: float) -> float:
+        return np.floor(seconds / time_base + 1e-3)  # 2 / 1e-6 is 1999999.9999999998, which means 2000000
 
     time_stamps = np.rint(times / time_base)
     first = 0 if start is None else int(np.searchsorted(time_stamps, time_stamp(start), "left"))

@@ -30,6 +30,45 @@ FOUND = {
     "frames predicted from a grey one, in mp4": Case(
         "video", "sample.mp4", [["flip", 6908]], {"num_frames": 1, "source": "path object"}
     ),
+    "key frame that the container names and that is none": Case(
+        "video", "mpeg4.mov", [["put", 1526, "23"]], {"num_frames": 8, "source": "path"}
+    ),
+    "key frame that is lost": Case("video", "mpeg4.avi", [["repeat", 8766, 256]], {"num_frames": 4, "source": "path"}),
+    "too many brackets in YAML": Case(
+        "annotations", "tsv of frames/set.yaml", [["insert", 25, "5b" * 3000]], {"seed": 2853391941}
+    ),
+    "start after all time": Case(
+        "dataset", "lines/metadata.jsonl", [["json", [2, "start"], "set", 1e308]], {"seed": 3885796005}
+    ),
+    "NUL in the name of the captions": Case(
+        "dataset", "table/metadata.csv", [["insert", 18, "00"]], {"seed": 986161753}
+    ),
+    "name of a parquet column that is no text": Case(
+        "dataset", "parquet/metadata.parquet", [["put", 439, "14f7"]], {"seed": 339818599}
+    ),
+    "parquet that has no file names any more": Case(
+        "dataset", "parquet/metadata.parquet", [["zero", 384, 1]], {"seed": 4226509046}
+    ),
+    "no token in a list": Case(
+        "model",
+        "generation_config.json",
+        [["json", ["bos_token_id"], "set", [None]]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "crop without a height": Case(
+        "model",
+        "processor_config.json",
+        [["json", ["video_processor", "crop_size", "height"], "set", None]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "side of more pixels than there are": Case(
+        "model",
+        "processor_config.json",
+        [["json", ["video_processor", "size", "shortest_edge"], "set", 10**30]],
+        {"through": "load_captioner", **MODEL},
+    ),
+    "picture in place of a folder": Case("command", "info", [["--picture", "."]], {}),
+    "name that is no text": Case("command", "make-shapes", [["\udce4"]], {}),
     "rows of JSON in a file without a suffix": Case("captions", "dense rows/predictions", [], {"seed": 156614956}),
     "rows of too many brackets": Case(
         "captions", "dense rows/references", [["insert", 76, b"[".hex() * 3000]], {"seed": 1524270551}

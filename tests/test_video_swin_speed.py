@@ -191,6 +191,48 @@ def test_training_recomputes_activations(monkeypatch, checkpointing):
         assert torch.equal(gradient, found[1][name])
 
 
+def test_training_fuses_attention(monkeypatch):
+    """In every window, whole or in parts: the other way computes all scores, and takes four times as long."""
+    choices, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def choose(*arguments, **options):
+        choices.append(torch._fused_sdp_choice(*arguments, **options))
+        return fused(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", choose)
+    model = small_model(window_size=[4, 6, 6]).train()
+    model(clips(2, 16, 48, 48)).last_hidden_state.sum().backward()
+    assert len(choices) >= 4 and set(choices) == {torch.nn.attention.SDPBackend.FLASH_ATTENTION.value}
+
+
+@pytest.mark.parametrize("frozen", [None, "fc1", "norm2"])
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_checkpointing_computes_half_of_the_mlp_again(monkeypatch, drop_path_rate, frozen):
+    monkeypatch.setattr(cpu_swinbert, "HIDDEN_BYTES", 40_000)
+    model, video = small_model(drop_path_rate=drop_path_rate).train(), clips(2, 6, 40, 36)
+    second_layers = []
+    for block in (block for stage in model.layers for block in stage.blocks):
+        block.mlp.fc2.register_forward_hook(lambda _, arguments, output: second_layers.append(len(output)))
+        for parameter in [] if frozen is None else getattr({"fc1": block.mlp}.get(frozen, block), frozen).parameters():
+            parameter.requires_grad_(False)
+    found, rows = [], []
+    for checkpoints in (False, True):
+        if checkpoints:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        second_layers.clear()
+        torch.manual_seed(0)
+        model(video).last_hidden_state.square().mean().backward()
+        found.append({name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None})
+        rows.append((sum(second_layers), len(second_layers)))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    plain, checkpointed = rows
+    if frozen is None:  # otherwise the library's checkpoint computes all of it
+        assert checkpointed[0] == plain[0] and checkpointed[1] > plain[1]
+
+
 def test_paths_are_dropped_for_whole_clips(monkeypatch):
     model, video = small_model(depths=[2], num_heads=[2], drop_path_rate=0.5).train(), clips(3, 6, 40, 36)
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.tensor([1.0, 0.0, 1.0]).view(shape))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from swinbert.cli import bench, bulk, caption, datasets, demo, evaluate, explain, models, train
-from swinbert.cli.messages import quiet_imports, stopped_by_signals
+from swinbert.cli.messages import quiet_imports, stopped_by_signals, write_any_file_name
 from swinbert.version import __version__
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ def _before_every_command(
 ) -> None:
     """Video captioning with SwinBERT: a clip in, an English sentence out."""
     quiet_imports()
+    write_any_file_name()
 
 
 # `--help` lists the commands in this order.

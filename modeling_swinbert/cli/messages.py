@@ -71,6 +71,13 @@ def going_on(message: str) -> Iterator[None]:
         raise
 
 
+def write_any_file_name() -> None:
+    """Lets stdout and stderr take names of files that are not valid text."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
 @contextmanager
 def lines_and_progress(num_clips: int | None) -> Iterator[Callable[[str | None], None]]:
     """
@@ -82,10 +89,6 @@ def lines_and_progress(num_clips: int | None) -> Iterator[Callable[[str | None],
     Yields:
         A function to call once for each clip, with its line, or `None` if it has none.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # File names need not be valid text.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     if num_clips is not None and num_clips < 2 or not sys.stderr.isatty():
         yield lambda line: None if line is None else print(line, flush=True)
         return

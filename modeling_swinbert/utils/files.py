@@ -33,6 +33,8 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     """
     if file.exists() and not file.is_file() and not file.is_dir():
         raise OSError(f"Expected a place for a file, found a device or pipe: {file}.")
+    if not file.name:
+        raise IsADirectoryError(f"Expected a place for a file, found the folder {file}.")
     unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}.unfinished")
     try:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -17,6 +17,7 @@ from swinbert.processing import VIDEO_SUFFIXES
 from swinbert.training.data.rows import CAPTION_NAMES, TAR_COLUMNS, clean_row, path_inside, split_of
 from swinbert.utils.text import first_names
 
+_PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises of damaged files
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Columns that name the video of a clip, by precedence.
 _FILE_NAMES = ("file_name", "path", "video")
@@ -49,7 +50,7 @@ def _names_videos(file: Path) -> bool:
         return False
     try:
         schema = pq.read_schema(file)
-    except pa.ArrowInvalid as error:
+    except _PARQUET_ERRORS as error:
         raise ValueError(f"{file}: expected a parquet file: {error}.") from error
     names = [name for name in _FILE_NAMES if name in schema.names]
     types = (pa.string(), pa.large_string())
@@ -160,7 +161,7 @@ def _value(name: str, text: str) -> Any:
 def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = pq.read_table(file).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except _PARQUET_ERRORS as error:
         raise ValueError(f"{file}: expected a parquet file: {error}.") from error
     for number, row in enumerate(rows):
         # Tables of pandas have NaN where there is no number.

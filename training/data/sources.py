@@ -186,7 +186,7 @@ def _dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return datasets.Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, datasets.table.CastError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, datasets.table.CastError, KeyError) as error:
         raise ValueError(f"Expected values of one type under each of the names {list(names)}: {error}") from error
     except UnicodeEncodeError as error:  # JSON can name half of a pair of code units
         raise ValueError(f"Expected Unicode text, found {error.object!r}: {error.reason}.") from error
@@ -285,7 +285,10 @@ def _open(dataset: str | Path, files: dict[str, list[str]], streaming: bool) -> 
         except OSError as error:
             raise FileNotFoundError(f"{no_such_folder(str(dataset))} On the Hub: {one_line(error)}") from error
     folder = Path(dataset).expanduser()
-    parts = datasets.load_dataset("parquet", data_files=files, streaming=streaming)
+    try:
+        parts = datasets.load_dataset("parquet", data_files=files, streaming=streaming)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{dataset}: expected parquet files: {one_line(error.__cause__ or error)}") from error
     return parts, partial(path_inside, folder if folder.is_dir() else folder.parent)
 
 

@@ -203,6 +203,8 @@ def _read_yaml(file: Path) -> dict[str, _Setting]:
         mark = getattr(error, "problem_mark", None)
         found = str(getattr(error, "problem", None) or error)
         raise AnnotationError(file, mark.line + 1 if mark else 1, "YAML", found) from error
+    except RecursionError as error:
+        raise AnnotationError(file, 1, "YAML", "too many brackets within each other") from error
     settings = {}
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if key.value not in ("img", "caption", "caption_linelist", "composite"):
