@@ -25,6 +25,10 @@ _VIDEO_SWIN_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# More are not built: a damaged number would take hours.
+_MAX_LAYERS = 1000
+
+
 def _triple(name: str, value: Any) -> list[int]:
     if not isinstance(value, (list, tuple)) or len(value) != 3 or any(not isinstance(v, int) or v < 1 for v in value):
         raise ValueError(f"`{name}` must be three positive integers (time, height, width), got {value!r}.")
@@ -146,6 +150,11 @@ class VideoSwinConfig(PreTrainedConfig):
                     f"Stage {stage} has {channels} channels (embed_dim {self.embed_dim} x 2^{stage}), which do not"
                     f" divide into {heads} heads: change `num_heads[{stage}]` or `embed_dim`."
                 )
+        if not all(1 <= depth <= _MAX_LAYERS for depth in self.depths) or self.mlp_ratio <= 0:
+            raise ValueError(
+                f"Stages need 1 to {_MAX_LAYERS} blocks with a positive `mlp_ratio`: got `depths` {self.depths} and"
+                f" `mlp_ratio` {self.mlp_ratio}."
+            )
         if self.num_frames < 1 or min(self.frame_size) < 1:
             raise ValueError(
                 f"A clip needs at least one frame of at least one pixel: got `num_frames` {self.num_frames} and"
@@ -252,6 +261,10 @@ class SwinBertConfig(PreTrainedConfig):
                 f"`hidden_size` {self.hidden_size} does not divide into {self.num_attention_heads} heads"
                 " (`num_attention_heads`): change one of them."
             )
+        if not 1 <= self.num_hidden_layers <= _MAX_LAYERS:
+            raise ValueError(f"`num_hidden_layers` must be from 1 to {_MAX_LAYERS}, got {self.num_hidden_layers}.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"`pad_token_id` must be one of {self.vocab_size} tokens, got {self.pad_token_id}.")
         for name, allowed in (
             ("sparse_mask", ("none", "soft", "hard")),
             ("sparse_mask_form", ("penalty", "gate")),

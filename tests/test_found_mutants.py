@@ -67,6 +67,21 @@ FOUND = {
         [["json", ["video_processor", "size", "shortest_edge"], "set", 10**30]],
         {"through": "load_captioner", **MODEL},
     ),
+    "more layers than can be built": Case(
+        "model",
+        "config.json",
+        [["json", ["num_hidden_layers"], "set", 1 << 31]],
+        {"through": "from_pretrained", **MODEL},
+    ),
+    "padding that is no token": Case(
+        "model", "config.json", [["json", ["pad_token_id"], "set", 1 << 63]], {"through": "info", **MODEL}
+    ),
+    "hidden layer of less than nothing": Case(
+        "model",
+        "config.json",
+        [["json", ["vision_config", "mlp_ratio"], "set", -0.5]],
+        {"through": "from_pretrained", **MODEL},
+    ),
     "picture in place of a folder": Case("command", "info", [["--picture", "."]], {}),
     "name that is no text": Case("command", "make-shapes", [["\udce4"]], {}),
     "rows of JSON in a file without a suffix": Case("captions", "dense rows/predictions", [], {"seed": 156614956}),

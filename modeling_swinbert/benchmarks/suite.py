@@ -124,7 +124,7 @@ class Bench:
         folder: Path,
         progress: Callable[[str], None],
     ):
-        self.size, self.rounds, self.device, self.dtype = SIZES[size], repeats, device, dtype
+        self.size_name, self.size, self.rounds, self.device, self.dtype = size, SIZES[size], repeats, device, dtype
         self.clips, self.folder, self.progress = clips, folder, progress
 
     @functools.cached_property
