@@ -488,7 +488,8 @@ def decode_video(
         backend (`str`): `"pyav"`, `"decord"`, `"torchcodec"`; `"auto"` is PyAV. They give frames of the same moments.
             Where the others do not show frames as they are meant to be seen (mirrored, interlaced, transparent, of
             high dynamic range), PyAV decodes them, and the metadata say so. For damaged files, and files of strangers,
-            use PyAV: decord looks for no damage, so that it can end the process or return wrong frames.
+            use PyAV: decord looks for no damage, so that it can end the process or return wrong frames. Damage that
+            FFmpeg does not notice stays: in HEVC, its pixels may differ from one call to the next.
         strict (`bool`): whether to refuse a clip if a wanted frame cannot be decoded. Otherwise the nearest frame that
             can be decoded replaces it, with a warning that counts such frames.
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.
