@@ -487,9 +487,8 @@ def decode_video(
             the video means the end.
         backend (`str`): `"pyav"`, `"decord"`, `"torchcodec"`; `"auto"` is PyAV. They give frames of the same moments.
             Where the others do not show frames as they are meant to be seen (mirrored, interlaced, transparent, of
-            high dynamic range), PyAV decodes them, and the metadata say so. For damaged files, and files of strangers,
-            use PyAV: decord looks for no damage, so that it can end the process or return wrong frames. Damage that
-            FFmpeg does not notice stays: in HEVC, its pixels may differ from one call to the next.
+            high dynamic range), PyAV decodes them, and the metadata say so. decord looks for no damage: it can end the
+            process or return wrong frames. Damage that FFmpeg does not notice may, in HEVC, differ from call to call.
         strict (`bool`): whether to refuse a clip if a wanted frame cannot be decoded. Otherwise the nearest frame that
             can be decoded replaces it, with a warning that counts such frames.
         allow_private_urls (`bool`): whether a URL may lead to a private, loopback or link-local address.

@@ -116,7 +116,7 @@ class SwinBertVideoProcessor(BaseVideoProcessor):
             values = np.atleast_1d(getattr(self, name))
             if values.dtype.kind not in "if" or values.shape not in ((1,), (3,)):
                 raise ValueError(f"`{name}` must have a number for each of 3 channels, got {getattr(self, name)!r}.")
-        if not (isinstance(factor := self.rescale_factor, numbers.Real) and factor > 0):
+        if not (isinstance(factor := self.rescale_factor, (int, float, np.floating)) and factor > 0):
             raise ValueError(f"`rescale_factor` must be a positive number, got {factor!r}.")
 
     def to_dict(self) -> dict[str, Any]:

@@ -277,7 +277,7 @@ class _GrowingFile:
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Frames, deinterlaced if they are marked as interlaced; damaged ones are left out."""
 
-    blank = BlankFrames(is_damaged=True)
+    blank = BlankFrames()
 
     def frames() -> Iterator[Any]:
         for packet in container.demux(stream):

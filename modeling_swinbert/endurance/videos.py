@@ -74,14 +74,24 @@ def _settings(random: Random) -> dict[str, Any]:
     return settings
 
 
-def has_grey_key_frame(content: bytes) -> bool:
-    """Whether FFmpeg decodes a key frame of a video to grey without an error or a mark."""
-    with contextlib.suppress(av.error.FFmpegError), av.open(io.BytesIO(content)) as container:
+def has_unmarked_grey(content: bytes) -> bool:
+    """Whether FFmpeg decodes frames of a video to grey where it noticed no damage since a good key frame."""
+    is_good = False
+    with (
+        contextlib.suppress(av.error.FFmpegError),
+        av.open(io.BytesIO(content), "r", metadata_errors="replace") as container,
+    ):
+        codec = container.streams.video[0].codec_context
+        codec.thread_count = 1
         for packet in container.demux(video=0):
-            with contextlib.suppress(av.error.FFmpegError):
-                for frame in packet.decode():
-                    if frame.key_frame and not frame.is_corrupt and is_grey(_reduce(frame.to_ndarray(format="rgb24"))):
-                        return True
+            try:
+                frames = codec.decode(packet)
+            except av.error.FFmpegError:
+                is_good, frames = False, []
+            for frame in frames:
+                is_good = not frame.is_corrupt and (is_good or frame.key_frame)
+                if is_good and is_grey(_reduce(frame.to_ndarray(format="rgb24"))):
+                    return True
     return False
 
 
@@ -117,17 +127,19 @@ def checked_decode(source: Any, content: bytes, **settings: Any) -> tuple[str, s
     if is_warned != bool(metadata.missing_frames) or settings.get("strict") and is_warned:
         raise Finding("uncounted frames", "", f"missing_frames is {metadata.missing_frames}, warnings {len(said)}")
     grey = [number for number, frame in enumerate(frames) if is_grey(frame)]
-    if grey and metadata.missing_frames < len(frames):  # where nothing but grey is left, all of it is counted
+    # Where nothing but grey is left, each frame is counted once, but for the last one of a file that is cut off.
+    num_different = len({*(metadata.frames_indices or [])})
+    if grey and metadata.missing_frames < num_different - (num_different > 2):
         about = f"frames {grey} of {len(frames)} are grey, missing_frames is {metadata.missing_frames}"
-        raise Finding("grey key frame" if has_grey_key_frame(content) else "grey", "", about)
+        raise Finding("unmarked grey" if has_unmarked_grey(content) else "grey", "", about)
     about = f"{metadata.missing_frames} {metadata.frames_indices} {np.round(times, 6).tolist()} "
     digest = hashlib.blake2b(about.encode() + frames.tobytes(), digest_size=8).hexdigest()
     return (IN_PART if metadata.missing_frames else READ), digest
 
 
-# Where FFmpeg does not notice damage in HEVC, its threads race: pixels differ from one run to the next. If it decodes a
-# damaged key frame of VP8 or VP9 to grey and does not say so, nobody can tell that from a grey picture.
-_KNOWN = frozenset(("depends on threads", "grey key frame"))
+# Where FFmpeg does not notice damage in HEVC, its threads race: pixels differ from one run to the next. If it decodes
+# damaged frames of VP8 or VP9 to grey and does not say so, nobody can tell them from grey pictures.
+_KNOWN = frozenset(("depends on threads", "unmarked grey"))
 # decord looks for no damage: it ends the process, returns grey or other frames. So it is documented.
 _KNOWN_OF_DECORD = _KNOWN | {"crash", "hang", "memory", "grey", "depends on source"}
 _REPEATS = 20
