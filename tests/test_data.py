@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import tarfile
+import warnings
 from pathlib import Path
 
 import datasets
@@ -539,7 +540,9 @@ def test_damaged_files_are_replaced(clip, processor, tmp_path, frame_format, dam
     file.write_bytes({"cut": whole[:-100], "changed": content, "emptied": b""}[damage])
     with pytest.warns(UserWarning, match="damaged"):
         np.testing.assert_array_equal(cache.frames(clip), wanted)
-    assert file.read_bytes() == whole
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(cache.frames(clip), wanted)
 
 
 def test_training_continues_when_the_disk_is_full(clip, processor, tmp_path, monkeypatch):
