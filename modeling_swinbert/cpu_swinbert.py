@@ -9,6 +9,8 @@
   more than 80. Switch: `MIN_TOKENS_TO_SPLIT`, infinite for masks.
 * Recomputation, in training, on any device ([`recompute_in_backward`]): the output of the MLP's activation function is
   as large as its input and cheap; it is not stored for the backward pass. Switch: `keep_activations` of the MLP.
+* MLPs under checkpointing, in training ([`RecomputedMLP`]): only their input is stored, and the backward pass computes
+  their first half again, a few rows at a time. Switch: `HIDDEN_BYTES`, 0 for the library's checkpoint of all of it.
 * Attention with a learned bias, in training ([`BiasedAttention`]): PyTorch's fused kernel has no gradient for a bias;
   its fallback stores the attention weights of all windows. Switch: [`can_fuse_learned_bias`].
 * Products of linear layers ([`fast_linear`], [`apply_linear`]): on x86, PyTorch multiplies float32 matrices with MKL.
@@ -129,6 +131,8 @@ def keep_saved_tensors() -> contextlib.AbstractContextManager[None]:
 
 def can_recompute_mlp(rows: torch.Tensor, norm: nn.Module, first: nn.Module, second: nn.Module) -> bool:
     """Whether [`RecomputedMLP`] can train these layers: ordinary ones in float32 on a CPU, none of them frozen."""
+    if not HIDDEN_BYTES or not is_eager_tensor(rows):
+        return False
     return all(
         type(layer) is nn.Linear and layer.weight.ndim == 2 and _are_ordinary(rows, layer.weight)  # 1 where sharded
         for layer in (first, second)
