@@ -208,7 +208,7 @@ def can_fuse_learned_bias(qkv: torch.Tensor, bias: torch.Tensor, head_dim: int) 
         bias.shape[-1] > 3 * head_dim
         and bias.requires_grad
         and qkv.device.type == "cpu"
-        and qkv.dtype == bias.dtype == torch.float32
+        and qkv.dtype in (torch.float32, torch.bfloat16)
         and is_eager_tensor(qkv)
     )
 
@@ -231,7 +231,7 @@ class BiasedAttention(torch.autograd.Function):
         """
         Args:
             qkv: (R, 3, heads, D) queries, keys and values.
-            bias: (heads, N, N).
+            bias: (heads, N, N), of the same dtype.
             window: size of a window along T, H and W.
             groups: for each run of windows of which the same part attends to itself: the part, its mask (n, n) or
                 `None`, and the number of windows.
@@ -245,7 +245,7 @@ class BiasedAttention(torch.autograd.Function):
         for part, mask, rows, shape in _parts_of_rows(groups):
             query, key, value = qkv[rows].unflatten(0, shape).permute(2, 0, 3, 1, 4)  # each (windows, heads, n, D)
             part_bias = bias_of_part(bias, window, part)
-            part_bias = part_bias if mask is None else part_bias + mask
+            part_bias = part_bias if mask is None else part_bias + mask.to(bias.dtype)
             context = F.scaled_dot_product_attention(query, key, value, part_bias[None], scale=scaling)
             output[rows].unflatten(0, shape).copy_(context.transpose(1, 2))
         return output
@@ -259,11 +259,11 @@ class BiasedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         qkv, bias, output = ctx.saved_tensors
-        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias)
+        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias, dtype=torch.float32)
         grad_of_windows = grad_bias.unflatten(2, ctx.window).unflatten(1, ctx.window)
         for part, mask, rows, (_, num_tokens) in _parts_of_rows(ctx.groups):
             part_bias = bias_of_part(bias, ctx.window, part)
-            part_bias = part_bias if mask is None else part_bias + mask
+            part_bias = part_bias if mask is None else part_bias + mask.to(bias.dtype)
             grad_part = grad_of_windows[(slice(None), *part, *part)]  # a view
             starts = range(rows.start, rows.stop, num_tokens)
             for start, heads in itertools.product(starts, _slices(len(bias), _CHUNK_SCORES // num_tokens**2)):
@@ -279,7 +279,7 @@ class BiasedAttention(torch.autograd.Function):
                 grad_query.copy_(torch.bmm(grad_scores, key)).mul_(ctx.scaling)
                 grad_key.copy_(torch.bmm(grad_scores.transpose(1, 2), query)).mul_(ctx.scaling)
                 grad_value.copy_(torch.bmm(weights.transpose(1, 2), grad_context))
-        return grad_qkv, grad_bias, None, None, None
+        return grad_qkv, grad_bias.to(bias.dtype), None, None, None
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

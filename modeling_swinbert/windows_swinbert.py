@@ -309,7 +309,9 @@ class VideoSwinWindowAttention(nn.Module):
         if not output_attentions and self._fuses_learned_bias(qkv, bias):
             groups = tuple((group.part, group.mask, group.windows.shape[0]) for group in plan.groups)
             windows = qkv.view(-1, 3, self.num_heads, self.head_dim)
-            hidden_states = BiasedAttention.apply(windows, bias, self.scaling, plan.window, groups).flatten(1)
+            hidden_states = BiasedAttention.apply(
+                windows, bias.to(qkv.dtype), self.scaling, plan.window, groups
+            ).flatten(1)
         else:
             contexts, weights_of_groups = [], []
             for group, rows in zip(plan.groups, qkv.split([group.num_rows for group in plan.groups]), strict=True):

@@ -152,6 +152,23 @@ def test_gradients_of_fused_attention_equal_those_of_the_plain_one(monkeypatch, 
         torch.testing.assert_close(found["sdpa"][name], gradient, atol=1e-5 * gradient.abs().max().item(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_of_fused_attention_in_bfloat16(autocast):
+    """No further from those in float32 than the plain attention's."""
+    model, video = small_model(window_size=[4, 5, 5]).train(), clips(2, 6, 40, 36)
+    found = {}
+    for name, dtype in (("eager", torch.float32), ("eager in bfloat16", torch.bfloat16), ("sdpa", torch.bfloat16)):
+        network = copy.deepcopy(model)
+        network.set_attn_implementation(name.split()[0])
+        if not autocast:
+            network.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16):
+            network(video.to(network.dtype)).last_hidden_state.float().square().mean().backward()
+        found[name] = torch.cat([each.grad.float().flatten() for each in network.parameters()])
+    distance = {name: (each - found["eager"]).norm() for name, each in found.items()}
+    assert 0 < distance["sdpa"] < 1.1 * distance["eager in bfloat16"]
+
+
 def test_training_keeps_no_attention_weights():
     model = small_model(window_size=[4, 6, 6]).train()
     kept = []
