@@ -87,7 +87,7 @@ def bulk(source: Path, output: Path) -> subprocess.Popen:
 
 
 def wait_for_parts(output: Path, number: int, job: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(list(output.glob("part-*"))) < number:
         assert job.poll() is None, job.stderr.read().decode()
         assert time.monotonic() < deadline
@@ -135,21 +135,20 @@ def test_exactly_once_after_the_death_of_a_worker_and_of_the_driver(tmp_path):
     assert next(row["caption"] for row in rows if row["path"] == str(pipe)) == expected[names[0]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_job_keeps_what_is_done(tmp_path, number):
-    names = [str(write_clip(tmp_path / f"clip-{each:02d}.mp4", each)) for each in range(12)]
+def test_a_stopped_job_keeps_what_is_done(tmp_path):
+    names = [str(write_clip(tmp_path / f"clip-{each:02d}.mp4", each)) for each in range(30)]
     pipe = tmp_path / "pipe.mp4"
     os.mkfifo(pipe)
     output = tmp_path / "out"
-    job = bulk(manifest_of(tmp_path, *names, str(pipe)), output)
+    job = bulk(manifest_of(tmp_path, str(pipe), *names), output)
     try:
         wait_for_parts(output, 1, job)
         started = psutil.Process(job.pid).children(recursive=True)
-        job.send_signal(number)
+        job.send_signal(signal.SIGTERM)
         _, messages = job.communicate(timeout=60)
     finally:
         job.kill()
-    assert job.returncode == 128 + number, messages.decode()
+    assert job.returncode == 128 + signal.SIGTERM, messages.decode()
     assert "the same command goes on" in messages.decode()
     assert 0 < len(rows_in(output)) <= len(names)
     assert not [file.name for file in output.iterdir() if not file.name.startswith(("part-", "settings", "."))]

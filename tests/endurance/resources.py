@@ -74,7 +74,7 @@ def _target(number: str) -> str | None:
         target = os.readlink(f"/proc/self/fd/{number}")
     except FileNotFoundError:  # the one that listed the folder
         return None
-    return None if "/site-packages/" in target else target  # matplotlib keeps its fonts open
+    return None if "/site-packages/" in target or target.endswith(".ttf") else target  # matplotlib keeps fonts open
 
 
 def _is_ours(name: str) -> bool:
