@@ -124,79 +124,19 @@ def recompute_in_backward(
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
-def keep_saved_tensors() -> contextlib.AbstractContextManager[None]:
-    """A context in which a checkpoint around it stores what layers save: it does not repeat them."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-
-
-def can_recompute_mlp(rows: torch.Tensor, norm: nn.Module, first: nn.Module, second: nn.Module) -> bool:
-    """Whether [`RecomputedMLP`] can train these layers: ordinary ones in float32 on a CPU, none of them frozen."""
-    if not HIDDEN_BYTES or not is_eager_tensor(rows):
-        return False
-    return all(
-        type(layer) is nn.Linear and layer.weight.ndim == 2 and _are_ordinary(rows, layer.weight)  # 1 where sharded
-        for layer in (first, second)
-    ) and all(parameter.requires_grad for layer in (norm, first, second) for parameter in layer.parameters())
-
-
-class RecomputedMLP(torch.autograd.Function):
-    """
-    An MLP of which only the input is stored. The backward pass computes the rest again, some rows at a time, without
-    the second layer's output, which no gradient needs. A checkpoint around the MLP would compute that too, and store
-    the hidden layer of all rows at once, four times as large as the input.
-    """
-
-    @staticmethod
-    def forward(
-        rows: torch.Tensor, first: Callable[[torch.Tensor], torch.Tensor], second: nn.Linear, *parameters: torch.Tensor
-    ) -> torch.Tensor:
-        """
-        Args:
-            rows: (R, C).
-            first: all before the second layer, (R, C) -> (R, I).
-            second: (R, I) -> (R, C).
-            parameters: of `first`, then weight and bias of `second`; all of them get gradients.
-        """
-        output = torch.empty_like(rows)
-        for part in _row_chunks(rows, second):
-            output[part] = second(first(rows[part]))
-        return output
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        rows, ctx.first, ctx.second, *parameters = inputs
-        ctx.save_for_backward(rows, *parameters)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, *parameters = ctx.saved_tensors
-        grad_rows, totals = torch.empty_like(rows), [torch.zeros_like(each) for each in parameters]
-        with FastLinearMode() if _uses_fast_products() else contextlib.nullcontext():
-            for part in _row_chunks(rows, ctx.second):
-                with torch.enable_grad():
-                    chunk = rows[part].detach().requires_grad_()
-                    hidden = ctx.first(chunk)
-                grad = grad_output[part]
-                grad_hidden = F.linear(grad, ctx.second.weight.t())
-                grad_rows[part], *of_first = torch.autograd.grad(hidden, [chunk, *parameters[:-2]], grad_hidden)
-                of_second = F.linear(grad.t(), hidden.detach().t()), grad.sum(0)
-                for total, each in zip(totals, (*of_first, *of_second), strict=True):
-                    total += each
-        return grad_rows, None, None, *totals
-
-
-def _row_chunks(rows: torch.Tensor, second: nn.Linear) -> Iterator[slice]:
-    return _slices(len(rows), int(HIDDEN_BYTES // (second.in_features * rows.element_size())))
-
-
 # --- Attention with a learned bias ------------------------------------------------------------------------------------
 
 
-def bias_of_part(bias: torch.Tensor, window: tuple[int, ...], part: Part) -> torch.Tensor:
-    """The bias (heads, n, n) among the n tokens in a part of a window, of (heads, N, N); a view where possible."""
+def bias_of_part(
+    bias: torch.Tensor, window: tuple[int, ...], part: Part, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    The bias (heads, n, n) among the n tokens in a part of a window, of (heads, N, N), with an additive mask (n, n); a
+    view where possible.
+    """
     by_place = bias.unflatten(2, window).unflatten(1, window)  # (heads, T, H, W, T, H, W) of the window
-    return by_place[(slice(None), *part, *part)].flatten(4).flatten(1, 3)
+    of_part = by_place[(slice(None), *part, *part)].flatten(4).flatten(1, 3)
+    return of_part if mask is None else of_part + mask.to(bias.dtype)
 
 
 def can_fuse_learned_bias(qkv: torch.Tensor, bias: torch.Tensor, head_dim: int) -> bool:
@@ -244,8 +184,7 @@ class BiasedAttention(torch.autograd.Function):
         output = qkv.new_empty(len(qkv), *qkv.shape[2:])
         for part, mask, rows, shape in _parts_of_rows(groups):
             query, key, value = qkv[rows].unflatten(0, shape).permute(2, 0, 3, 1, 4)  # each (windows, heads, n, D)
-            part_bias = bias_of_part(bias, window, part)
-            part_bias = part_bias if mask is None else part_bias + mask.to(bias.dtype)
+            part_bias = bias_of_part(bias, window, part, mask)
             context = F.scaled_dot_product_attention(query, key, value, part_bias[None], scale=scaling)
             output[rows].unflatten(0, shape).copy_(context.transpose(1, 2))
         return output
@@ -262,8 +201,7 @@ class BiasedAttention(torch.autograd.Function):
         grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias, dtype=torch.float32)
         grad_of_windows = grad_bias.unflatten(2, ctx.window).unflatten(1, ctx.window)
         for part, mask, rows, (_, num_tokens) in _parts_of_rows(ctx.groups):
-            part_bias = bias_of_part(bias, ctx.window, part)
-            part_bias = part_bias if mask is None else part_bias + mask.to(bias.dtype)
+            part_bias = bias_of_part(bias, ctx.window, part, mask)
             grad_part = grad_of_windows[(slice(None), *part, *part)]  # a view
             starts = range(rows.start, rows.stop, num_tokens)
             for start, heads in itertools.product(starts, _slices(len(bias), _CHUNK_SCORES // num_tokens**2)):
@@ -457,6 +395,75 @@ def apply_linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
 
 def _uses_fast_products() -> bool:
     return torch.backends.mkl.is_available() if FastLinearMode.enabled is None else FastLinearMode.enabled
+
+
+# --- MLPs under checkpointing -----------------------------------------------------------------------------------------
+
+
+def keep_saved_tensors() -> contextlib.AbstractContextManager[None]:
+    """A context in which a checkpoint around it stores what layers save: it does not repeat them."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
+def can_recompute_mlp(rows: torch.Tensor, norm: nn.Module, first: nn.Module, second: nn.Module) -> bool:
+    """Whether [`RecomputedMLP`] can train these layers: ordinary ones in float32 on a CPU, none of them frozen."""
+    if not HIDDEN_BYTES or not is_eager_tensor(rows):
+        return False
+    return all(
+        type(layer) is nn.Linear and layer.weight.ndim == 2 and _are_ordinary(rows, layer.weight)  # 1 where sharded
+        for layer in (first, second)
+    ) and all(parameter.requires_grad for layer in (norm, first, second) for parameter in layer.parameters())
+
+
+class RecomputedMLP(torch.autograd.Function):
+    """
+    An MLP of which only the input is stored. The backward pass computes the rest again, some rows at a time, without
+    the second layer's output, which no gradient needs. A checkpoint around the MLP would compute that too, and store
+    the hidden layer of all rows at once, four times as large as the input.
+    """
+
+    @staticmethod
+    def forward(
+        rows: torch.Tensor, first: Callable[[torch.Tensor], torch.Tensor], second: nn.Linear, *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Args:
+            rows: (R, C).
+            first: all before the second layer, (R, C) -> (R, I).
+            second: (R, I) -> (R, C).
+            parameters: of `first`, then weight and bias of `second`; all of them get gradients.
+        """
+        output = torch.empty_like(rows)
+        for part in _row_chunks(rows, second):
+            output[part] = second(first(rows[part]))
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        rows, ctx.first, ctx.second, *parameters = inputs
+        ctx.save_for_backward(rows, *parameters)
+
+    @staticmethod
+    @once_differentiable
+    @fast_linear
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, *parameters = ctx.saved_tensors
+        grad_rows, totals = torch.empty_like(rows), [torch.zeros_like(each) for each in parameters]
+        for part in _row_chunks(rows, ctx.second):
+            with torch.enable_grad():
+                chunk = rows[part].detach().requires_grad_()
+                hidden = ctx.first(chunk)
+            grad = grad_output[part]
+            grad_hidden = F.linear(grad, ctx.second.weight.t())
+            grad_rows[part], *of_first = torch.autograd.grad(hidden, [chunk, *parameters[:-2]], grad_hidden)
+            of_second = F.linear(grad.t(), hidden.detach().t()), grad.sum(0)
+            for total, each in zip(totals, (*of_first, *of_second), strict=True):
+                total += each
+        return grad_rows, None, None, *totals
+
+
+def _row_chunks(rows: torch.Tensor, second: nn.Linear) -> Iterator[slice]:
+    return _slices(len(rows), int(HIDDEN_BYTES // (second.in_features * rows.element_size())))
 
 
 __all__ = [

@@ -315,9 +315,7 @@ class VideoSwinWindowAttention(nn.Module):
         else:
             contexts, weights_of_groups = [], []
             for group, rows in zip(plan.groups, qkv.split([group.num_rows for group in plan.groups]), strict=True):
-                group_bias = bias_of_part(bias, plan.window, group.part)
-                if group.mask is not None:
-                    group_bias = group_bias + group.mask.to(bias.dtype)
+                group_bias = bias_of_part(bias, plan.window, group.part, group.mask)
                 context, group_weights = self.attend_windows(rows, group_bias)
                 contexts.append(context)
                 weights_of_groups.append(group_weights)

@@ -66,28 +66,32 @@ def training(bench: "Bench") -> list[Table]:
     bench.model.eval()
     bench.backbone.eval()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in bench.model.parameters())
-    if bench.device.type != "cpu":
-        return [Table("Forward and backward of one clip", rows, _ORIGINAL)]
+    checkpointed = rows
+    if bench.device.type == "cpu":
+        for row in rows:
+            row.peak_bytes, _ = _in_new_process(bench, row.name, False)
+        peak_bytes, seconds = _in_new_process(bench, _CHECKPOINTED, True)
+        note = "as `swinbert train` does; timed once, in a process of its own"
+        checkpointed = [*rows, Row(_RETURNING, [seconds] * len(rows[0].seconds), peak_bytes=peak_bytes, note=note)]
+    of_checkpointing = _checkpointing(checkpointed, weights)
     for row in rows:
         row.note = f"memory beyond {weights / 2**30:.2f} GiB of weights, with all gradients"
-        row.peak_bytes, _ = _in_new_process(bench, row.name, False)
-    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    rows[1].target, rows[1].limit = (3.0 if has_avx512 else 1.6), _LIMIT
-    peak_bytes, seconds = _in_new_process(bench, _CHECKPOINTED, True)
-    returning = Row(_RETURNING, [seconds] * len(rows[0].seconds), peak_bytes=peak_bytes)
-    return [Table("Forward and backward of one clip", rows, _ORIGINAL), _checkpointing([*rows, returning], weights)]
+    if bench.device.type == "cpu":
+        has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        rows[1].target, rows[1].limit = (3.0 if has_avx512 else 1.6), _LIMIT
+    return [Table("Forward and backward of one clip", rows, _ORIGINAL), of_checkpointing]
 
 
 def _checkpointing(rows: list[Row], weights: int) -> Table:
     """Time beside our own step, and memory beside the original's, weights included."""
-    original, ours, *checkpointed = (replace(row, target=None, note="") for row in rows)
+    original, ours, *checkpointed = (replace(row) for row in rows)
     for row in checkpointed:
         if original.peak_bytes is not None and row.peak_bytes is not None:
             share = (weights + row.peak_bytes) / (weights + original.peak_bytes)
             verdict = "met" if share <= _MEMORY_TARGET else "missed"
-            row.note = f"{share:.0%} of the original's memory with weights; target {_MEMORY_TARGET:.0%}: {verdict}"
+            memory = f"{share:.0%} of the original's memory with weights; target {_MEMORY_TARGET:.0%}: {verdict}"
+            row.note = "; ".join(filter(None, (memory, row.note)))
         row.target, row.limit = 1 / 1.25, _CHECKPOINTING_LIMIT
-    checkpointed[-1].note += "; as `swinbert train` does; timed once, in a process of its own"
     return Table("The step with checkpointing", [ours, *checkpointed], ours.name)
 
 

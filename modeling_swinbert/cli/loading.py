@@ -23,7 +23,7 @@ def import_captioning() -> None:
     """
     Imports what captioning needs, without garbage collection. The libraries are 700,000 objects, which stay
     until the process ends: to look through them again and again, and once more at the end, would take as long as half
-    of the imports.
+    of the imports. The heap is shared first, since the imports start threads.
     """
     share_one_heap()
     gc.disable()
